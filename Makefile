@@ -70,12 +70,13 @@ replicate: .venv/ready ## Does the method work? Distil SmolLM2 and compare, on t
 pictures: .venv/ready ## Run the quick start and make the pictures of README and docs from it (10 minutes; needs chromium)
 	@$(BIN)/python docs/pictures/make.py
 
-lint: .venv/ready ## Check format, style, types and the layers
+lint: .venv/ready ## Check format, style, types, the layers, Dockerfiles and workflows
 	$(BIN)/ruff format --check
 	$(BIN)/ruff check
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	$(BIN)/hadolint images/*/Dockerfile
+	$(BIN)/zizmor --offline --no-progress --quiet .github/workflows
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --site-dir .venv/site
 
 docs: .venv/ready ## Build the documentation as a site, into site/: links that lead nowhere are errors

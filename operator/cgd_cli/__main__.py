@@ -186,10 +186,16 @@ def logs(
     follow: Annotated[
         bool, typer.Option("--follow", "-f", help="Go on until the stage, or the run, has ended.")
     ] = False,
+    stored: Annotated[
+        bool, typer.Option("--stored", help="What the run has stored of its logs, also of pods that are gone.")
+    ] = False,
     namespace: Namespace = None,
 ) -> None:
     """Print the logs of a stage's pods."""
     from cgd_cli.logs import follow as follow_lines
+
+    if follow and stored:
+        raise Wrong("--follow and --stored exclude each other: a log is stored when its program has ended")
 
     async def read(remote: "Remote") -> list[tuple[str, str]]:
         return await remote.logs(await remote.run(name), stage)
@@ -200,7 +206,14 @@ def logs(
             sys.stdout.flush()
         return []
 
-    for pod, text in ask(namespace, read_on if follow else read):
+    if stored:
+        from cgd_cli import data
+
+        run, storage = ask(namespace, lambda remote: remote.run_and_storage(name))
+        found = data.stored_logs(run, storage, stage)
+    else:
+        found = ask(namespace, read_on if follow else read)
+    for pod, text in found:
         console.rule(pod)
         write(text if text.endswith("\n") else f"{text}\n")
 

@@ -108,6 +108,19 @@ def report(run: Manifest, storage: contract.Storage, kind: str = "html") -> byte
     return folder.read(file)
 
 
+def stored_logs(run: Manifest, storage: contract.Storage, stage: str) -> list[tuple[str, str]]:
+    """Name and text of the end of each log that the pods of a stage, or of all stages, have stored, oldest first.
+    Raises UserError if there is none."""
+    children = {str(name): str(child.stage) for child in plan(Run.of(run)) for name in (*child.stages, child.stage)}
+    if stage and stage not in children:
+        raise UserError(f"{run['metadata']['name']} has no stage {stage}", hint=likely(stage, list(children)))
+    logs = _store(run, storage).logs(children.get(stage, ""))
+    if not logs:
+        of = f"{run['metadata']['name']} has stored no log{f' of {stage}' if stage else ''}"
+        raise UserError(of, hint="A log is stored when its program has ended.")
+    return [(name, text.decode(errors="replace")) for name, text in logs]
+
+
 def training_of(run: Manifest, stage: str) -> str:
     """The stage of a training whose model is meant. A run with one training needs no stage. Raises UserError."""
     works = {str(child.stage): child.task.work for child in plan(Run.of(run))}

@@ -185,21 +185,7 @@ def _child_costs(run: Run, child: Child, assumptions: Assumptions, thoughts: Tho
                 yield _asked_early(child, work, work.early, trained.rows, assumptions, thoughts)
         case contract.Evaluate() as work:
             outputs = sum((b.limit or b.questions or assumptions.questions) * b.samples for b in work.benchmarks)
-            limit = work.sampling.max_tokens
-            answer, critique = min(assumptions.answer, limit), min(assumptions.critique, limit)
-            thinking = min(thoughts.student, limit)
-            # A rival that needs all its rounds writes a critique and an answer in each, and reads the context of both.
-            written_answer, written_critique = min(thinking + answer, limit), min(thinking + critique, limit)
-            read, written = assumptions.prompt, written_answer
-            read_answer = INSTRUCTION + assumptions.prompt + answer
-            match work.rival:
-                case contract.Rival(kind="SelfRefine" | "Reflexion", rounds=rounds):
-                    written += rounds * (written_critique + written_answer)
-                    read += rounds * (2 * read_answer + critique)
-                case contract.Rival(kind=kind, draws=draws):  # its prompt is computed once
-                    judged = draws if kind == "BestOfN" else 0
-                    written = draws * written_answer + judged * written_critique
-                    read += judged * read_answer
+            read, written = _output_tokens(work, assumptions, thoughts)
             yield _generated(child, stage, outputs, outputs * read, outputs * written, student, assumptions)
         case contract.Harness() as work:
             tasks = priced_tasks(work, assumptions, thoughts.student)
@@ -209,6 +195,23 @@ def _child_costs(run: Run, child: Child, assumptions: Assumptions, thoughts: Tho
             yield _generated(child, stage, documents, read, written, student, assumptions)
         case _:
             return
+
+
+def _output_tokens(work: contract.Evaluate, assumptions: Assumptions, thoughts: Thoughts) -> tuple[int, int]:
+    """Tokens that the engine reads and writes for one output, those of all passes of a rival included."""
+    limit, rival = work.sampling.max_tokens, work.rival
+    answer, critique = min(assumptions.answer, limit), min(assumptions.critique, limit)
+    thinking = min(thoughts.student, limit)
+    written_answer, written_critique = min(thinking + answer, limit), min(thinking + critique, limit)
+    context = INSTRUCTION + assumptions.prompt + answer
+    if rival is None:
+        return assumptions.prompt, written_answer
+    if rival.kind in contract.DRAWS:  # the prompt of the answers is computed once
+        judged = rival.draws if rival.kind == "BestOfN" else 0
+        return assumptions.prompt + judged * context, rival.draws * written_answer + judged * written_critique
+    # A rival that needs all its rounds writes a critique and an answer in each, and reads the context of both.
+    read = assumptions.prompt + rival.rounds * (2 * context + critique)
+    return read, written_answer + rival.rounds * (written_critique + written_answer)
 
 
 def _row_tokens(role: contract.Role, assumptions: Assumptions, *, is_fused: bool) -> tuple[int, int]:

@@ -111,6 +111,18 @@ class Remote:
         names = {pod["metadata"]["name"]: container_of(pod) for pod in pods}
         return [(name, await self.cluster.log(name, self.namespace, container=names[name])) for name in sorted(names)]
 
+    async def last_lines(self, run: Object, lines: int) -> tuple[str, str]:
+        """The newest pod of the run's current stage that has begun, and the last lines of its log. Raises UserError if
+        there is none."""
+        stage = str(run.get("status", {}).get("stage") or "")
+        pods = await self.pods(run, stage) if stage else []
+        begun = [pod for pod in pods if pod.get("status", {}).get("phase", "Pending") != "Pending"]
+        if not begun:
+            raise UserError(f"No pod of {stage} has begun, or it is deleted." if stage else "No stage is under way.")
+        newest = max(begun, key=lambda pod: (pod["metadata"]["creationTimestamp"], pod["metadata"]["name"]))
+        name = newest["metadata"]["name"]
+        return name, await self.cluster.log(name, self.namespace, container=container_of(newest), last=lines)
+
     async def pods(self, run: Object, stage: str) -> list[Object]:
         """The pods of a stage, or of all stages if `stage` is empty. Raises UserError for a stage that the run does not
         have."""

@@ -260,6 +260,26 @@
       set(element, item[name] ? `${span(since(item[name]))} ago` : "");
       element.title = item[name];
     } });
+    // The loss of a training, and its way since this page was opened.
+    const lossColumn = { title: "Loss", label: "loss", className: "num loss", build: (element) => {
+      const text = make("span"), space = "http://www.w3.org/2000/svg", svg = document.createElementNS(space, "svg");
+      const line = svg.appendChild(document.createElementNS(space, "polyline")), seen = [];
+      svg.setAttribute("viewBox", "0 0 60 18");
+      svg.setAttribute("role", "img");
+      return (stage) => {
+        if (!stage.loss) return;
+        if (!text.parentNode) element.append(text);
+        set(text, stage.loss);
+        if (seen.at(-1) !== Number(stage.loss)) seen.push(Number(stage.loss));
+        if (seen.length > 240) seen.shift();
+        if (seen.length < 2) return;
+        if (!svg.parentNode) element.append(svg);
+        const low = Math.min(...seen), high = Math.max(...seen);
+        const point = (loss, index) => `${(1 + 58 * index / (seen.length - 1)).toFixed(1)},${(2 + 14 * (high - loss) / (high - low || 1)).toFixed(1)}`;
+        give(line, "points", seen.map(point).join(" "));
+        give(svg, "aria-label", `Loss since this page was opened, from ${seen[0]} to ${seen.at(-1)}`);
+      };
+    } };
     let first = 0, last = 1;
     const stages = new Table(by("stage-lines"), "Stages", [
       { title: "Stage", head: true, text: (stage) => stage.name },
@@ -298,6 +318,7 @@
       figure("ETA", "ETA", "eta"),
       figure("Attempts", "attempts", "attempts"),
       figure("GPU-hours", "GPU-h", "gpuHours"),
+      lossColumn,
     ], (stage) => stage.message);
     const conditions = new Table(by("condition-lines"), "Conditions", [
       { title: "Condition", head: true, text: (condition) => condition.type },
@@ -380,6 +401,22 @@
       },
     });
     clocks.add(() => { if (shown) show(shown); });
+
+    // The end of the log. Of a run that works it is asked for again and again, of any other once for each change.
+    let told = "";
+    const readLog = async () => {
+      const now = shown ? `${shown.state} ${shown.stage}` : "";
+      if (!shown || document.hidden || (now === told && shown.look !== "work")) return;
+      const answer = await fetch(`${location.pathname}/log`).then((response) => response.json()).catch(() => null);
+      if (!answer) return;
+      told = now;
+      const lines = by("log-lines"), atEnd = lines.scrollHeight - lines.scrollTop - lines.clientHeight < 40;
+      set(by("log-of"), answer.trouble || `${answer.of}, the last lines. All of it: cgd logs ${shown.name} -n ${shown.namespace} -f`);
+      lines.hidden = !answer.lines.length;
+      set(lines, answer.lines.join("\n"));
+      if (atEnd) lines.scrollTop = lines.scrollHeight;
+    };
+    setInterval(readLog, 2000);
   };
 
   ({ runs: allRuns, run: oneRun })[by("main").dataset.page]();

@@ -1,9 +1,9 @@
 """`cgd ui`: the runs in a browser, live. It never writes.
 
 It listens on loopback only, answers only GET, and only under a name of this machine, so that a page from elsewhere
-cannot read it by rebinding its own name (DNS rebinding). Other users of the machine can read what it shows: statuses
-and manifests of runs, never a Secret. Each tab keeps one stream of server-sent events: first all runs, then those that
-change.
+cannot read it by rebinding its own name (DNS rebinding). Other users of the machine can read what it shows: statuses,
+manifests and logs of runs, never a Secret. Each tab keeps one stream of server-sent events: first all runs, then those
+that change.
 """
 
 import asyncio
@@ -21,10 +21,13 @@ from aiohttp import web
 from aiohttp.typedefs import Handler
 
 from cgd_cli.board import Board, Reader
+from cgd_cli.remote import Remote
 from cgd_cli.view import command, detail, summary
 from cgd_operator.kube.client import Cluster
-from cgd_operator.kube.kinds import RUN
+from cgd_operator.kube.kinds import RUN, ApiError
+from cgd_stages.errors import UserError
 from cgd_stages.report.page import page
+from cgd_stages.text.printable import printable
 
 HERE = Path(__file__).parent
 NAMES = ("127.0.0.1", "localhost", "::1")
@@ -41,6 +44,9 @@ HEADERS = {
 }
 STREAM = {"Content-Type": "text/event-stream"}
 BOARD, SCOPE = web.AppKey("board", Board), web.AppKey("scope", str)
+CLUSTER = web.AppKey("cluster", Cluster)
+LINES = 60
+"""Of a log, the last ones that a run's page shows."""
 
 
 @asynccontextmanager
@@ -50,7 +56,7 @@ async def serving(cluster: Cluster, namespace: str | None, port: int) -> AsyncIt
     Raises ApiError when the runs cannot be listed, OSError when the port is taken.
     """
     board = Board((await cluster.list(RUN, namespace))[0])
-    runner = web.AppRunner(_application(board, namespace), access_log=None, shutdown_timeout=1)
+    runner = web.AppRunner(_application(board, cluster, namespace), access_log=None, shutdown_timeout=1)
     await runner.setup()
     try:
         await web.TCPSite(runner, NAMES[0], port).start()
@@ -62,7 +68,7 @@ async def serving(cluster: Cluster, namespace: str | None, port: int) -> AsyncIt
         await runner.cleanup()
 
 
-def _application(board: Board, namespace: str | None) -> web.Application:
+def _application(board: Board, cluster: Cluster, namespace: str | None) -> web.Application:
     async def add_headers(_: web.Request, response: web.StreamResponse) -> None:
         response.headers.update(HEADERS)
         response.headers.setdefault("Content-Security-Policy", "default-src 'none'; frame-ancestors 'none'")
@@ -71,13 +77,14 @@ def _application(board: Board, namespace: str | None) -> web.Application:
         board.close()
 
     app = web.Application(middlewares=[_guarded])
-    app[BOARD], app[SCOPE] = board, namespace or ""
+    app[BOARD], app[CLUSTER], app[SCOPE] = board, cluster, namespace or ""
     app.on_response_prepare.append(add_headers)
     app.on_shutdown.append(end_streams)
     app.router.add_get("/", _show_runs)
     app.router.add_get("/changes", _stream_runs)
     app.router.add_get("/runs/{namespace}/{name}", _show_run)
     app.router.add_get("/runs/{namespace}/{name}/changes", _stream_run)
+    app.router.add_get("/runs/{namespace}/{name}/log", _show_log)
     app.router.add_get("/runs/{namespace}/{name}/report", _open_report)
     return app
 
@@ -138,6 +145,20 @@ async def _open_report(request: web.Request) -> web.Response:
     # A model has written texts on this page, so it must not reach this server: it gets its own origin and policy.
     headers = {"Content-Security-Policy": "sandbox allow-scripts allow-modals; frame-ancestors 'none'"}
     return web.Response(text=html, content_type="text/html", headers=headers)
+
+
+async def _show_log(request: web.Request) -> web.Response:
+    """The end of the log of the run's current stage: {of: pod, lines: [text], trouble}."""
+    board, namespace = request.app[BOARD], request.match_info["namespace"]
+    if (run := board.runs.get(_key(request))) is None:
+        raise web.HTTPNotFound(text=f"there is no CGDRun {request.match_info['name']} in namespace {namespace}\n")
+    remote = Remote(request.app[CLUSTER], namespace)
+    try:
+        pod, text = await remote.last_lines(run, LINES)
+    except (ApiError, UserError) as error:
+        return web.json_response({"of": "", "lines": [], "trouble": printable(str(error))})
+    lines = [printable(line) for line in text.splitlines()]
+    return web.json_response({"of": pod, "lines": lines, "trouble": ""})
 
 
 # --- streams

@@ -14,8 +14,8 @@ from cgd_operator import yamls
 from cgd_operator.api.status import CGDRunStatus, StageStatus
 from cgd_operator.kube.client import Object
 from cgd_operator.kube.kinds import RUN
-from cgd_stages.report.page import short_name
 from cgd_stages.report.summary import label
+from cgd_stages.report.words import short_name
 from cgd_stages.results.formatting import count, duration
 
 ENDED = {"Succeeded": "good", "Failed": "bad", "Refused": "bad"}
@@ -207,6 +207,7 @@ def _stage(stage: StageStatus) -> dict[str, Any]:
         "eta": duration(stage.eta_seconds) if stage.eta_seconds is not None else "",
         "attempts": str(stage.attempts) if stage.attempts else "",
         "gpuHours": f"{stage.gpu_seconds / 3600:.2f}" if stage.gpu_seconds else "",
+        "loss": stage.loss or "",
         "message": stage.message
         or (f"round {stage.round}" if stage.round else "")
         or ("" if stage.reason in (None, *STARTING) else stage.reason),

@@ -17,6 +17,7 @@ import yaml
 from aiohttp import web
 from rich.console import Console
 from support.builders import SPEC, definition, manifest
+from support.kubelet import a_pod_with_a_log, kubelet
 from support.patience import PATIENCE
 from support.report_builders import report_data
 from support.stage_builders import RUN as REF
@@ -26,8 +27,7 @@ from cgd_cli.table import age, runs_table, table
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
 from cgd_operator.kube.client import Cluster
-from cgd_operator.kube.kinds import CRD, JOB, NAMESPACE, NODE, POD, RUN, SECRET
-from cgd_operator.planning.manifests import STAGE_LABEL, UID_LABEL
+from cgd_operator.kube.kinds import CRD, JOB, NAMESPACE, POD, RUN, SECRET
 from cgd_stages.contract import Report, Rows, StageFacts
 from cgd_stages.report import __main__ as report
 from cgd_stages.store.folder import Folder
@@ -312,26 +312,11 @@ RUNNING = {
 }
 
 
-async def a_pod_with_a_log(client: Cluster, run: Any, port: int) -> None:
-    """A running pod of the stage `answer`, on a node whose kubelet listens on a port."""
-    await client.create(NODE, {"metadata": {"name": "n"}})
-    status = {
-        "addresses": [{"type": "InternalIP", "address": "127.0.0.1"}],
-        "daemonEndpoints": {"kubeletEndpoint": {"Port": port}},
-    }
-    await client.patch(NODE, "n", None, {"status": status}, subresource="status")
-    labels = {UID_LABEL: run["metadata"]["uid"], STAGE_LABEL: "answer"}
-    meta = {"name": "demo-answer-1-0", "namespace": "default", "labels": labels}
-    containers = [{"name": name, "image": "i"} for name in ("istio-proxy", "stage")]
-    await client.create(POD, {"metadata": meta, "spec": {"nodeName": "n", "containers": containers}})
-    await client.patch(POD, meta["name"], "default", {"status": {"phase": "Running"}}, subresource="status")
-
-
 async def test_the_lines_of_pods_are_followed_until_the_stage_has_ended(client: Cluster) -> None:
     """The kubelet is played: the log grows while it is read, and its last line has no end."""
     more, asked = asyncio.Event(), list[str]()
 
-    async def kubelet(request: web.Request) -> web.StreamResponse:
+    async def log(request: web.Request) -> web.StreamResponse:
         asked.append(request.path_qs)
         response = web.StreamResponse()
         await response.prepare(request)
@@ -340,22 +325,17 @@ async def test_the_lines_of_pods_are_followed_until_the_stage_has_ended(client: 
         await response.write(b"ond\nlast")
         return response
 
-    app = web.Application()
-    app.router.add_get("/containerLogs/{ns}/{pod}/{container}", kubelet)
-    runner = web.AppRunner(app)
-    await runner.setup()
-    await web.TCPSite(runner, "127.0.0.1", 0).start()
-    await a_pod_with_a_log(client, await created(client, status=RUNNING), runner.addresses[0][1])
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "cgd_cli", "logs", "demo", "answer", "-f"), stdout=asyncio.subprocess.PIPE
-    )
-    assert process.stdout is not None
-    assert await asyncio.wait_for(process.stdout.readline(), 120) == b"demo-answer-1-0: first\n"
-    more.set()
-    assert await asyncio.wait_for(process.stdout.readline(), 120) == b"demo-answer-1-0: second\n"
-    await client.patch(RUN, "demo", "default", {"status": ENDED}, subresource="status")
-    out, _ = await asyncio.wait_for(process.communicate(), 120)
-    await runner.cleanup()
+    async with kubelet(log) as port:
+        await a_pod_with_a_log(client, await created(client, status=RUNNING), port)
+        process = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-m", "cgd_cli", "logs", "demo", "answer", "-f"), stdout=asyncio.subprocess.PIPE
+        )
+        assert process.stdout is not None
+        assert await asyncio.wait_for(process.stdout.readline(), 120) == b"demo-answer-1-0: first\n"
+        more.set()
+        assert await asyncio.wait_for(process.stdout.readline(), 120) == b"demo-answer-1-0: second\n"
+        await client.patch(RUN, "demo", "default", {"status": ENDED}, subresource="status")
+        out, _ = await asyncio.wait_for(process.communicate(), 120)
     assert (process.returncode, out) == (0, b"demo-answer-1-0: last\n")
     assert [path.partition("?")[0] for path in asked] == ["/containerLogs/default/demo-answer-1-0/stage"]
 
@@ -484,6 +464,25 @@ async def test_rows_are_shown_with_the_keys_of_the_runs_secret(stored: str) -> N
     assert (code, err) == (0, "")
     assert out.count("a critique of its own") == 2
     assert out.count("refinement_tokens") == 2
+
+
+async def test_logs_of_pods_that_are_gone_are_read_from_the_store(stored: str, bucket: Any, client: Cluster) -> None:
+    """Critiques are written by the pods of `teacher`."""
+    run = await client.get(RUN, stored, REF.namespace)
+    assert run is not None
+    store, place = RunStore(bucket, REF.model_copy(update={"uid": run["metadata"]["uid"]})), ("-n", REF.namespace)
+    assert await cgd("logs", stored, "--stored", *place, **WITHOUT_KEYS) == (
+        1, "", "cgd: run has stored no log\nA log is stored when its program has ended.\n",
+    )  # fmt: skip
+    store.keep_log("teacher", b"pod run-teacher-0\n\x1b[2Jhello\n")
+    code, out, err = await cgd("logs", stored, "critique", "--stored", *place, **WITHOUT_KEYS)
+    assert (code, err) == (0, "")
+    assert "teacher/" in out
+    assert "pod run-teacher-0\n\\x1b[2Jhello\n" in out
+    code, _, err = await cgd("logs", stored, "answer", "--stored", *place, **WITHOUT_KEYS)
+    assert (code, err.splitlines()[0]) == (1, "cgd: run has stored no log of answer")
+    code, _, err = await cgd("logs", stored, "anwser", "--stored", *place, **WITHOUT_KEYS)
+    assert err == "cgd: run has no stage anwser\nIs answer meant?\n"
 
 
 async def test_a_row_is_chosen_by_its_id(stored: str) -> None:

@@ -14,11 +14,12 @@ import aiohttp
 import pytest
 from aiohttp import web
 from support.builders import definition, manifest
+from support.kubelet import a_pod_with_a_log, kubelet
 from support.patience import PATIENCE
 from support.status_builders import every_state
 
 from cgd_cli.board import LOST
-from cgd_cli.ui import serving
+from cgd_cli.ui import LINES, serving
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
 from cgd_operator.kube.client import Cluster
@@ -242,6 +243,42 @@ async def test_runs_that_change_at_once_are_told_in_few_messages(ui: Ui) -> None
     assert messages < len(names)
 
 
+async def test_the_end_of_the_current_stages_log_is_told(ui: Ui) -> None:
+    """Control characters of a pod are made visible, as everywhere."""
+    asked = list[str]()
+
+    async def log(request: web.Request) -> web.StreamResponse:
+        asked.append(request.path_qs)
+        return web.Response(text="first\n\x1b[2Jsecond\n")
+
+    run = await ui.create(case="half of the answers")
+    async with kubelet(log) as port:
+        await a_pod_with_a_log(ui.cluster, run, port)
+        async with ui.session.get("/runs/default/demo/log") as answer:
+            told = await answer.json()
+    assert told == {"of": "demo-answer-1-0", "lines": ["first", "\\x1b[2Jsecond"], "trouble": ""}
+    assert asked == [f"/containerLogs/default/demo-answer-1-0/stage?container=stage&tailLines={LINES}"]
+
+
+async def test_a_log_that_cannot_be_read_says_why(ui: Ui) -> None:
+    async def refuse(request: web.Request) -> web.StreamResponse:
+        raise web.HTTPBadRequest(text="container is waiting to start")
+
+    run = await ui.create(case="half of the answers")
+    async with ui.session.get("/runs/default/demo/log") as answer:
+        assert await answer.json() == {
+            "of": "",
+            "lines": [],
+            "trouble": "No pod of answer has begun, or it is deleted.",
+        }
+    async with kubelet(refuse) as port:
+        await a_pod_with_a_log(ui.cluster, run, port)
+        async with ui.session.get("/runs/default/demo/log") as answer:
+            assert "container is waiting to start" in (await answer.json())["trouble"]
+    async with ui.session.get("/runs/default/nobody/log") as answer:
+        assert answer.status == 404
+
+
 # --- whom it answers
 
 
@@ -265,7 +302,7 @@ async def test_a_page_of_another_site_is_refused(ui: Ui) -> None:
 
 
 async def test_nothing_but_get_is_answered(ui: Ui) -> None:
-    for path in ("/", "/changes", "/runs/default/demo", "/runs/default/demo/report"):
+    for path in ("/", "/changes", "/runs/default/demo", "/runs/default/demo/log", "/runs/default/demo/report"):
         for method in ("POST", "PUT", "PATCH", "DELETE", "OPTIONS"):
             async with ui.session.request(method, path) as answer:
                 assert answer.status == 405, (method, path)
@@ -277,7 +314,7 @@ async def test_it_reads_and_never_writes(ui: Ui) -> None:
     async with ui.stream("/changes") as tab, ui.stream("/runs/default/demo/changes") as own:
         await tab.next()
         await own.next()
-    for path in ("/", "/runs/default/demo", "/runs/default/nobody"):
+    for path in ("/", "/runs/default/demo", "/runs/default/demo/log", "/runs/default/nobody"):
         await ui.session.get(path)
     assert {method for method, _ in ui.api.requests} <= {"GET"}
 

@@ -151,6 +151,13 @@ def test_the_choice_of_runs_outlives_a_reload(visit: Visit) -> None:
     expect(page.locator("tbody th:visible")).to_have_count(1)
 
 
+def lower(live: Live) -> Any:
+    """The status of the run `one` when its training's loss is 0.5."""
+    status = live.do(live.cluster.get(RUN, "one", "default"))["status"]
+    next(stage for stage in status["stages"] if stage["name"] == "train-cgd")["loss"] = "0.5"
+    return status
+
+
 def test_a_runs_own_page_follows_it_through_its_stages(visit: Visit, live: Live) -> None:
     live.create("one", "just begun")
     page = visit()
@@ -160,6 +167,15 @@ def test_a_runs_own_page_follows_it_through_its_stages(visit: Visit, live: Live)
     answer = page.get_by_role("row", name="answer Running")
     expect(answer).to_contain_text("30 / 48")
     expect(answer.get_by_role("progressbar")).to_have_attribute("value", "66")
+    expect(page.locator("#log-of")).to_have_text("No pod of answer has begun, or it is deleted.")
+    live.become("one", "half of the training")
+    training = page.get_by_role("row", name="train-cgd Running")
+    expect(training.locator(".loss span")).to_have_text("1.235")
+    expect(training.locator(".loss svg")).to_have_count(0)  # one loss is no line
+    live.do(live.cluster.patch(RUN, "one", "default", {"status": lower(live)}, subresource="status"))
+    expect(training.get_by_role("img")).to_have_attribute(
+        "aria-label", "Loss since this page was opened, from 1.235 to 0.5"
+    )
     live.become("one", "failed stage")
     expect(page.locator("#verdict")).to_contain_text("no such bucket. create it")
     expect(page.locator("#verdict")).to_contain_text("You: change what the message says")

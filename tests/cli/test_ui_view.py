@@ -5,12 +5,13 @@ from typing import Any
 
 import pytest
 import yaml
-from support.builders import Object, ended, job, manifest, pod
+from support.builders import CHILDREN, Object, ended, job, manifest, pod
 from support.status_builders import every_state, finished, render_of, shown
 
 from cgd_cli.view import detail, summary
 from cgd_operator.api.spec import parse_spec
 from cgd_operator.api.status import CGDRunStatus
+from cgd_operator.facts.progress import StageProgress
 
 STATES = every_state()
 
@@ -150,6 +151,22 @@ def test_accuracies_stay_when_the_pods_that_told_them_are_gone() -> None:
     previous = CGDRunStatus.model_validate(before["status"])
     done = finished("prepare", "answer", "teacher", "check", "train-cgd", "evaluate-base")
     assert summary(served(shown(render_of(*done, previous=previous))))["result"] == "base 25.0%"
+
+
+def test_the_loss_of_a_training_is_told_as_it_goes_and_stays() -> None:
+    training = (*finished(*CHILDREN[: CHILDREN.index("train-cgd")]), job("train-cgd"))
+    pods = (pod("train-cgd"),)
+    steps = {"train-cgd": StageProgress(None, 40, 100, 60, loss=1.23456)}
+    at_work = render_of(*training, pods=pods, progress=steps)
+    told = {stage["name"]: stage["loss"] for stage in detail(served(shown(at_work)), [])["stages"]}
+    assert (told["train-cgd"], told["answer"]) == ("1.235", "")
+    # An operator that has just started has no report yet.
+    after = render_of(*training, pods=pods, previous=at_work)
+    assert next(stage.loss for stage in after.stages if stage.name == "train-cgd") == "1.235"
+    words = json.dumps({"outcome": "done", "stages": {"train-cgd": {"metrics": {"final_loss": 0.5}}}})
+    ends = (pod("train-cgd", "Succeeded", terminated=ended(0, words)),)
+    ended_run = render_of(*training[:-1], job("train-cgd", "Complete"), pods=ends, previous=at_work)
+    assert next(stage.loss for stage in ended_run.stages if stage.name == "train-cgd") == "0.5"
 
 
 def test_a_suspended_run_is_counted_apart_from_those_that_wait() -> None:

@@ -25,6 +25,7 @@ WRONG = [
     ("No such option", ["--versoin"]),
     ("exclude each other", ["list", "-A", "-n", "x"]),
     ("exclude each other", ["ui", "-A", "-n", "x"]),
+    ("exclude each other", ["logs", "demo", "-f", "--stored"]),
     ("less than or equal to 65535", ["ui", "--port", "70000"]),
     ("greater than or equal to 1", ["serve", "demo", "--port", "0"]),
     ("valid integer", ["ui", "--port", "http"]),

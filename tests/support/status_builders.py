@@ -59,6 +59,8 @@ def every_state() -> dict[str, Object]:
     """A CGDRun in every state, by what has become of it."""
     failure = json.dumps({"outcome": "failed", "message": "no such bucket", "hint": "create it"})
     halfway = {"answer": StageProgress(Rows(total=48, done=30, rejected=2), 66, 812, 130)}
+    learning = {"train-cgd": StageProgress(None, 40, 350, 60, loss=1.23456)}
+    before_training = finished(*CHILDREN[: CHILDREN.index("train-cgd")])
     unscheduled = pod("prepare", "Pending")
     unscheduled["status"]["conditions"] = [
         {"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "0/3 nodes are available"}
@@ -81,6 +83,9 @@ def every_state() -> dict[str, Object]:
         "between two stages": shown(render_of(*finished("prepare"))),
         "half of the answers": shown(
             render_of(*finished("prepare"), job("answer"), pods=(pod("answer"),), progress=halfway)
+        ),
+        "half of the training": shown(
+            render_of(*before_training, job("train-cgd"), pods=(pod("train-cgd"),), progress=learning)
         ),
         "suspended from birth": shown(render_of(changes={"suspend": True}), suspend=True),
         "suspended later": shown(

@@ -25,6 +25,8 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from cgd_stages.chat.example import Example
+from cgd_stages.check import masked
+from cgd_stages.check.masked import FirstExamples
 from cgd_stages.contract import Check, Rows, StageFacts
 from cgd_stages.engines.replies import rejection
 from cgd_stages.errors import UserError
@@ -183,6 +185,7 @@ class Examples:
     """Of each row, in tokens; 0: the row makes no example, or is not chosen."""
     starts: "array[int]"
     """The first token that is learned."""
+    first: FirstExamples
     thoughtless: set[int] = field(default_factory=set)
     spared: set[int] = field(default_factory=set)
     """Rows that this training alone leaves out: they stay in the others."""
@@ -242,7 +245,9 @@ def _count_examples(
         for (identity, sample), left_out in sorted(choice.items())
     ]
     listed = [*(examples.counts.rejected for examples in made), not_chosen]
-    return [folder.put_rows(REJECTED, unused, REJECTION_SCHEMA) for unused in listed if unused]
+    learned = (key for key, place in places.items() if place in common)
+    shown = masked.store(folder, (examples.first for examples in made), learned)
+    return [shown, *(folder.put_rows(REJECTED, unused, REJECTION_SCHEMA) for unused in listed if unused)]
 
 
 def _make_examples(
@@ -254,12 +259,14 @@ def _make_examples(
     made = []
     for dataset in datasets:
         counts = ExampleCounts.of(dataset)
-        examples = Examples(dataset, counts, array("I", bytes(4 * len(places))), array("I", bytes(4 * len(places))))
+        zeros = bytes(4 * len(places))
+        examples = Examples(dataset, counts, array("I", zeros), array("I", zeros), FirstExamples(dataset))
         chosen = replace(dataset, left_out=choice)
         for row, example in chosen.examples():
             if isinstance(example, Example):
                 place = places[key_of(row)]
                 examples.lengths[place], examples.starts[place] = len(example.input_ids), example.start
+                examples.first.add(key_of(row), example)
                 if not example.thought:
                     examples.thoughtless.add(place)
             else:

@@ -29,7 +29,7 @@ def main(context: Context) -> dict[str, StageFacts]:
     claimed = claims.pop(store.run.uid, set())
     shared = claimed & set[Folder]().union(*claims.values())
     store.delete_pointers()
-    objects = 0
+    objects = store.delete_logs()
     for folder in sorted(claimed - shared, key=lambda folder: folder.uri):
         keys = [stored.key for stored in folder.bucket.list(folder.key())]
         for key in (folder.key(DONE), *keys):

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from cgd_stages import contract
 from cgd_stages.chat.template import ChatTemplate
-from cgd_stages.engines.vllm import SETTINGS_HINT, TokenText, finished, start_vllm
+from cgd_stages.engines.vllm import SETTINGS_HINT, TokenText, device_of, finished, start_vllm
 from cgd_stages.errors import UserError
 
 log = logging.getLogger(__name__)
@@ -53,7 +53,7 @@ class Sampler:
         self._room = 2 * int(config.scheduler_config.max_num_seqs)
         self.settings = {
             "engine": "vllm",
-            "device": config.device_config.device_type,
+            **device_of(config),
             "maxModelLen": int(config.model_config.max_model_len),
         }
 

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from cgd_stages import contract
-from cgd_stages.engines.vllm import TokenText, finished, start_vllm
+from cgd_stages.engines.vllm import TokenText, device_of, finished, start_vllm
 
 BATCH_TOKENS = 4096
 """Tokens of an engine step, unless the run says otherwise: each has a row of logits as wide as the vocabulary."""
@@ -50,7 +50,7 @@ class Scorer:
         """The most tokens of a text: the engine writes one more."""
         self.vocabulary = int(config.model_config.get_vocab_size())
         """The tokens that the model has; it takes no text with others."""
-        self.settings = {"engine": "vllm", "device": config.device_config.device_type, "maxModelLen": self.limit + 1}
+        self.settings = {"engine": "vllm", **device_of(config), "maxModelLen": self.limit + 1}
 
     def scores(self, texts: Iterable[TokenText], stop: Event) -> Iterator[Scores]:
         """The scores of each text that is within the limit, in no promised order, until `stop`.

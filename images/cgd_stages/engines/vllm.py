@@ -42,7 +42,7 @@ class VllmEngine:
         self._failure: StageError | None = None
         self.settings = {
             "engine": "vllm",
-            "device": config.device_config.device_type,
+            **device_of(config),
             "dtype": str(config.model_config.dtype),
             "maxModelLen": self._limit,
             "maxNumSeqs": config.scheduler_config.max_num_seqs,
@@ -172,6 +172,13 @@ def finished(llm: Any, texts: Iterable[tuple[T, Any]], stop: Event, room: int) -
     except (RuntimeError, VLLMError) as error:
         hint = "The pod starts again by itself. If it dies again, an admin must read its log."
         raise TransientError(f"the engine died: {error}", hint=hint) from error
+
+
+def device_of(config: Any) -> dict[str, str]:
+    """The kind and the name of the devices that an engine of this configuration runs on."""
+    from vllm.platforms import current_platform
+
+    return {"device": config.device_config.device_type, "deviceName": current_platform.get_device_name()}
 
 
 def start_vllm(model: Path, engine: contract.Engine, template: ChatTemplate | None) -> Any:

@@ -308,7 +308,8 @@ class Shard:
                 hint="`cgd rows --stage critique` shows whether its critiques end on a verdict. If they do, this "
                 "teacher writes no wrong ones: use another, or take miscritique out of spec.training.",
             )
-        done = stage.folder.finish(
+        done = self._context.store.finish(
+            stage.folder,
             facts=facts,
             parts=parts,
             started=min(shard_marker.started for shard_marker in markers),

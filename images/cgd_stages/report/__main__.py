@@ -34,12 +34,14 @@ from cgd_stages.results.beside import beside
 from cgd_stages.results.comparison import table_of
 from cgd_stages.results.head_to_head import head_to_heads
 from cgd_stages.results.model import (
+    MASKED,
     Audit,
     Change,
     Decontamination,
     Evaluations,
     GradedOutput,
     Key,
+    Masked,
     Paraphrased,
     Quadruples,
     Rejected,
@@ -134,6 +136,7 @@ def read_run(run: RunRef, work: Report, outputs: dict[str, Output], quadruples: 
         audit=read_audit(benchmarks, evaluations, work.audit) if work.audit else None,
         decontamination=read_decontamination(outputs),
         quadruples=quadruples,
+        masked=tuple(read_masked(outputs)),
         rejected=tuple(read_rejected(outputs)),
     )
 
@@ -254,6 +257,12 @@ def read_review(outputs: dict[str, Output]) -> Review | None:
         return None
     (part,) = outputs["check"].done.under(REVIEW)
     return Review.model_validate_json(outputs["check"].folder.read(part))
+
+
+def read_masked(outputs: dict[str, Output]) -> Iterator[Masked]:
+    """An example of each training; none where an earlier version of check has stored none."""
+    for part in outputs["check"].done.under(MASKED) if "check" in outputs else ():
+        yield from map(Masked.model_validate, json.loads(outputs["check"].folder.read(part)))
 
 
 def read_decontamination(outputs: dict[str, Output]) -> Decontamination | None:

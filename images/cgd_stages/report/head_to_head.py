@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 from cgd_stages.report.drift import Sentence
 from cgd_stages.results.comparison import MEAN, Difference, Table
-from cgd_stages.results.formatting import THIN, count, percent, points, probability, spread
+from cgd_stages.results.formatting import THIN, count, listed, percent, points, probability, spread
 from cgd_stages.results.head_to_head import HeadToHead, Side
 from cgd_stages.results.statistics import FLIPS, POWER
 
@@ -102,7 +102,7 @@ def _summary(group: Sequence[HeadToHead], where: str, names: _Names) -> Sentence
         outcome: [names[_identity(pair.other)] for pair in group if pair.difference.outcome == outcome]
         for outcome in words
     }
-    claims = [f"{words[outcome]} {_listed(others)}" for outcome, others in sorted_out.items() if others]
+    claims = [f"{words[outcome]} {listed(others)}" for outcome, others in sorted_out.items() if others]
     details = [f"minus {names[_identity(pair.other)]} {_briefly(pair)}" for pair in group]
     corrected = f"; tests corrected for {len(group)} pairs (Holm)" if len(group) > 1 else ""
     one, fewest = names[_identity(group[0].one)], min(pair.n for pair in group)
@@ -152,7 +152,7 @@ def _assumed(pair: HeadToHead) -> str:
 def unpaired(runs: Sequence[str]) -> str:
     """Why the models of these runs are compared with no others, and what to do."""
     return (
-        f"{_listed(runs)}: the report is of an earlier version and does not say which questions were right, so the "
+        f"{listed(runs)}: the report is of an earlier version and does not say which questions were right, so the "
         "trained models are not compared with others. Apply the run once more under another name: everything but its "
         "report is stored already."
     )
@@ -173,10 +173,6 @@ def seeds(side: Side) -> str:
     if side.deviation is None:
         return f"{100 * side.accuracy:.1f} (one seed)"
     return f"{spread(side.accuracy, side.deviation)} ({side.seeds} seeds)"
-
-
-def _listed(words: Sequence[str]) -> str:
-    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
 
 
 def _interval(gap: Difference) -> str:

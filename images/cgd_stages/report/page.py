@@ -58,6 +58,9 @@ def render(report: ReportData, quality: Quality | None = None) -> str:
         manifest=words.manifest(report),
         asked=words.asked(report),
         places=words.places(report),
+        made_with=words.made_with(report),
+        found=(found := words.found_stages(report)),
+        told_of_found=words.told_of_found(found),
         outcome=figure.outcome(report),
         head=head(report, quality, table, pairs),
         quality=_quality(quality, report) if quality and quality.rows else None,
@@ -154,9 +157,10 @@ def _environment(folder: Path) -> Environment:
         count=count,
         number=number,
         duration=duration,
-        short=short_name,
+        short=words.short_name,
         label=label,
         cut=cut,
+        tail=tail,
         probability=probability,
         seeds=head_to_head.seeds,
         tested=head_to_head.tested,
@@ -174,11 +178,6 @@ def _environment(folder: Path) -> Environment:
 # --- names -------------------------------------------------------------------------------------------------------
 
 
-def short_name(model: str) -> str:
-    """A hub id unchanged; the last part of a path or a URI."""
-    return model.rstrip("/").rsplit("/", 1)[-1] if model.startswith(("/", ".", "~", "s3://")) else model
-
-
 def heading(column: str, table: Table) -> str:
     """The heading of a column of the comparison: the benchmark, or the number of benchmarks in the mean."""
     return f"mean of {len(table.averaged)}" if column == MEAN else column
@@ -187,6 +186,11 @@ def heading(column: str, table: Table) -> str:
 def cut(text: str, most: int = TEXT_LIMIT) -> str:
     """The text, or the beginning of a very long text with the number of characters that follow."""
     return text if len(text) <= most else f"{text[:most]}\n[cut here: {count(len(text) - most)} more characters]"
+
+
+def tail(text: str, most: int = TEXT_LIMIT) -> str:
+    """The text, or the end of a very long text with the number of characters before it."""
+    return text if len(text) <= most else f"[cut here: {count(len(text) - most)} characters before]\n{text[-most:]}"
 
 
 # --- results -----------------------------------------------------------------------------------------------------
@@ -389,6 +393,7 @@ def _trainings(report: ReportData) -> list[dict[str, Any]]:
             "critique": record.inputs.get("critique"),
             "metrics": {name: value for name, value in metrics.items() if not name.startswith(LENGTH)},
             "lengths": _lengths(metrics),
+            "masked": next((one for one in report.masked if one.stage == name), None),
         }
         if block["chart"] or metrics:
             blocks.append(block)

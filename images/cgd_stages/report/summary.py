@@ -8,10 +8,11 @@ from typing import Any
 from cgd_stages.contract import METHODS
 from cgd_stages.quality.marks import Quality
 from cgd_stages.quality.marks import cautions as data_cautions
+from cgd_stages.report.causes import causes, visible
 from cgd_stages.report.drift import Sentence, drifts
 from cgd_stages.report.head_to_head import headline
 from cgd_stages.report.modes import modes
-from cgd_stages.results import statistics
+from cgd_stages.report.words import short_name
 from cgd_stages.results.comparison import NAMES, Table, lm_eval_tasks, name_of
 from cgd_stages.results.formatting import count, percent, probability
 from cgd_stages.results.head_to_head import HeadToHead
@@ -55,7 +56,8 @@ def against_base(report: ReportData, table: Table) -> list[Sentence]:
     """Each evaluated model against the base, and whether its format drifted."""
     compared, general = comparisons(report), lm_eval_tasks(report)
     special = [pair for pair in compared if pair.benchmark not in general]
-    names = names_in_sentences(list(dict.fromkeys(pair.trained for pair in compared)))
+    student = short_name(models(report).get("student", ""))
+    names = names_in_sentences(list(dict.fromkeys(pair.trained for pair in compared)), student)
     if special:
         return outcomes(special, names) + drifts(report, names, table)
     missing = [stage.name for stage in report.stages if stage.facts is None]
@@ -64,11 +66,11 @@ def against_base(report: ReportData, table: Table) -> list[Sentence]:
     return outcomes(compared, names) or [none]
 
 
-def names_in_sentences(models: Sequence[str]) -> dict[str, str]:
-    """How sentences name the models that are compared with the base."""
+def names_in_sentences(models: Sequence[str], student: str = "") -> dict[str, str]:
+    """How sentences name the models that are compared with the base; of one alone with the student's name."""
     trained = [model for model in models if model not in RIVALS]
-    names = {model: label(model) for model in models}
-    return names | {model: f"{label(model)}-trained" if len(trained) > 1 else "Trained" for model in trained}
+    of = f" {student}" if student and len(trained) == 1 else ""
+    return {model: label(model) if model in RIVALS else f"{label(model)}-trained{of}" for model in models}
 
 
 def outcomes(compared: Sequence[Comparison], names: Mapping[str, str]) -> list[Sentence]:
@@ -96,28 +98,24 @@ def summary(group: Sequence[Comparison], name: str) -> Sentence:
 
 def sentence(pair: Comparison, name: str) -> Sentence:
     """The outcome of one comparison, which claims no more than its numbers show. `name` names the model."""
-    judgement = {
-        "better": f"better than chance explains ({probability(pair.p)})",
-        "worse": f"worse than chance explains ({probability(pair.p)})",
-        "noise": f"a difference within noise ({probability(pair.p)}); {seen(pair)}",
+    verdict, judgement = {
+        "better": ("better", f"better than chance explains ({probability(pair.p)})"),
+        "worse": ("worse", f"worse than chance explains ({probability(pair.p)})"),
+        "noise": ("no difference seen", f"a difference within noise ({probability(pair.p)}); {seen(pair)}"),
     }[pair.outcome]
     if pair.fixed == pair.broken == 0:
-        judgement = "no question changed sides"
+        judgement = f"no question changed sides; {seen(pair)}"
     questions = "question" if pair.n == 1 else "questions"
     return {
         "outcome": pair.outcome,
-        "claim": f"{name} {percent(pair.after)}, base {percent(pair.before)} on {pair.benchmark}",
+        "claim": f"{name} {percent(pair.after)}, base {percent(pair.before)} on {pair.benchmark}: {verdict}",
         "detail": f"{count(pair.n)} {questions}, {pair.fixed} fixed and {pair.broken} broken: {judgement}",
     }
 
 
 def seen(pair: Comparison) -> str:
     """What difference so many questions could have shown, with a chance of 80 %."""
-    if pair.samples == 1:
-        least = statistics.detectable(pair.n, (pair.fixed + pair.broken) / pair.n, NOISE)
-    else:
-        least = statistics.detectable_mean(pair.n, pair.low, pair.high, NOISE)
-    questions = f"{count(pair.n)} question{'' if pair.n == 1 else 's'}"
+    least, questions = visible(pair), f"{count(pair.n)} question{'' if pair.n == 1 else 's'}"
     if least is None:
         return f"no gain can be seen with {questions}"
     return f"gains below {100 * least:.1f} points cannot be seen with {questions}"
@@ -125,8 +123,8 @@ def seen(pair: Comparison) -> str:
 
 def cautions(report: ReportData) -> list[str]:
     """What a reader should know before trusting the numbers."""
-    sentences, all_scores = [], scores(report)
-    for score in all_scores:
+    sentences = causes(report)
+    for score in scores(report):
         where = f"{'Base' if score.model == 'base' else label(score.model)} on {score.benchmark}"
         cut, unparsed, unfinished = (
             number / score.outputs for number in (score.truncated, score.unparsed, score.unfinished)
@@ -147,9 +145,7 @@ def cautions(report: ReportData) -> list[str]:
             "right: the grader may be mistaken. They are listed below the results."
         )
     sentences += known_before(report) + learned_without_thought(report) + asked_without_thought(report)
-    sentences += told_apart(report)
-    sizes = {score.benchmark: score.n for score in all_scores}
-    return sentences + [f"{name} has only {n} questions: intervals are wide." for name, n in sizes.items() if n < 100]
+    return sentences + told_apart(report)
 
 
 KNOWN = 0.3

@@ -1,5 +1,5 @@
 """What the page says word for word: the prompts of each stage, the run's whole manifest, where its models are and how
-to serve them. Pure."""
+to serve them, and what made them. Pure."""
 
 import shlex
 import textwrap
@@ -10,6 +10,7 @@ from typing import get_args
 from cgd_stages.chat.messages import Message
 from cgd_stages.contract import Role, StageName
 from cgd_stages.method.prompts import SLOTS, answer_messages, role_messages
+from cgd_stages.results.formatting import listed
 from cgd_stages.results.model import ReportData
 
 API_VERSION = "cgd.dev/v1alpha1"
@@ -36,6 +37,11 @@ METRICS = {
     "bare_validation_loss": "Loss on held-out prompts, the prompt alone",
 }
 """What figures of a training are called; others have the words of their keys."""
+
+
+def short_name(model: str) -> str:
+    """A hub id unchanged; the last part of a path or a URI."""
+    return model.rstrip("/").rsplit("/", 1)[-1] if model.startswith(("/", ".", "~", "s3://")) else model
 
 
 def named(metric: str) -> str:
@@ -79,7 +85,7 @@ def manifest(report: ReportData) -> str:
 
 @dataclass(frozen=True)
 class Place:
-    """A trained model: the address of its files, and the commands that bring it here and serve it."""
+    """A trained model: the address of its files, and the commands that serve it here, or bring it here."""
 
     stage: StageName
     uri: str
@@ -93,6 +99,46 @@ def places(report: ReportData) -> tuple[Place, ...]:
         if stage.name.kind == "train" and stage.facts and stage.facts.output_uri:
             folder = f"{run.name}-{stage.name.model}"
             words = ["cgd", "pull", run.name, "-n", run.namespace, "--stage", stage.name, "-o", folder]
-            commands = f"{shlex.join(words)}\n{shlex.join(['vllm', 'serve', folder])}"
+            run_it = ["cgd", "serve", *words[2:], "--run"]
+            commands = f"{shlex.join(run_it)}\n# or the files alone:\n{shlex.join(words)}"
             found.append(Place(stage.name, f"{stage.facts.output_uri.rstrip('/')}/model", commands))
     return tuple(found)
+
+
+# --- what made it --------------------------------------------------------------------------------------------------
+
+
+def made_with(report: ReportData) -> list[tuple[str, str]]:
+    """The versions and devices that made the run's outputs, by what they are of; with the stages where they differ."""
+    found: dict[str, dict[str, list[str]]] = {}
+    for stage in report.stages:
+        told = dict(stage.made.get("versions", {}))
+        if device := stage.settings.get("deviceName"):
+            told["Device"] = device
+        for what, name in told.items():
+            found.setdefault(what, {}).setdefault(str(name), []).append(stage.name)
+    return [(what, _where(names)) for what, names in found.items()]
+
+
+def _where(names: dict[str, list[str]]) -> str:
+    if len(names) == 1:
+        return next(iter(names))
+    return "; ".join(f"{name} ({', '.join(stages)})" for name, stages in names.items())
+
+
+def found_stages(report: ReportData) -> dict[str, str]:
+    """The stages that another run had made before, or a run of this name that is deleted: stage -> that run's name."""
+    return {
+        stage.name: str(stage.made.get("run", ""))
+        for stage in report.stages
+        if stage.made and stage.made.get("uid") != report.run.uid
+    }
+
+
+def told_of_found(found: dict[str, str]) -> str:
+    """Which they are, in a sentence; empty without any."""
+    runs: dict[str, list[str]] = {}
+    for stage, run in found.items():
+        runs.setdefault(run, []).append(stage)
+    of = [f"{listed(stages)} (by {run})" for run, stages in runs.items()]
+    return f"Found in the store, made by an earlier run: {'; '.join(of)}." if of else ""

@@ -1,6 +1,7 @@
 """Writes numbers for people. Pure."""
 
 import math
+from collections.abc import Sequence
 
 THIN = "\u202f"
 """A narrow space that does not break, between a number and its unit and between thousands."""
@@ -50,3 +51,8 @@ def duration(seconds: float | None) -> str:
     if rounded < 3600:
         return f"{rounded // 60}{THIN}min {rounded % 60:02d}{THIN}s"
     return f"{count(rounded // 3600)}{THIN}h {rounded % 3600 // 60:02d}{THIN}min"
+
+
+def listed(words: Sequence[str]) -> str:
+    """One, two and three."""
+    return " and ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)

@@ -12,6 +12,7 @@ from pydantic import Field
 
 from cgd_stages.contract import Chat, Contract, Learned, Removal, RunRef, StageFacts, StageName
 from cgd_stages.results.published import PublishedTable
+from cgd_stages.store.maker import MADE_BY
 
 
 class StageRecord(Contract):
@@ -26,6 +27,12 @@ class StageRecord(Contract):
     """Reason -> rows."""
     inputs: dict[str, Any] = Field(default_factory=dict)
     settings: dict[str, Any] = Field(default_factory=dict)
+
+    @property
+    def made(self) -> dict[str, Any]:
+        """The run and the versions that made the output; empty for one of an earlier version. See `store.maker`."""
+        made = self.settings.get(MADE_BY)
+        return made if isinstance(made, dict) else {}
 
     @property
     def seconds(self) -> float | None:
@@ -244,6 +251,25 @@ class Decontamination(Contract):
     """Those that the rows of check paraphrase."""
 
 
+MASKED = "masked.json"
+"""Check stores here a list of `Masked`, one for each training."""
+
+
+class Masked(Contract):
+    """A training example as text: the student reads the context and learns the target."""
+
+    stage: StageName
+    """The training's."""
+    title: str
+    """What people call the training, and `cgd rows --mask`."""
+    id: str
+    sample: int
+    context: str
+    target: str
+    context_tokens: int
+    target_tokens: int
+
+
 class Rejected(Contract):
     """A row that a stage could not use."""
 
@@ -277,6 +303,8 @@ class ReportData(Contract):
     decontamination: Decontamination | None = None
     """None: the run does not look for paraphrases, or check has not ended."""
     quadruples: Quadruples | None = None
+    masked: tuple[Masked, ...] = ()
+    """An example of each training, where check has stored any."""
     rejected: tuple[Rejected, ...] = ()
     """Some of the rejected rows of each stage and reason."""
 

@@ -32,6 +32,7 @@ from cgd_stages.contract import (
 )
 from cgd_stages.errors import Interrupted, StageError, UserError
 from cgd_stages.keys import hide_in_log, without_keys
+from cgd_stages.runtime.log_tail import LogTail
 from cgd_stages.runtime.progress import Reporter
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.run import RunStore
@@ -113,6 +114,7 @@ def log_stage() -> None:
 def run(main: Main) -> NoReturn:
     """Run a program on the task in `CGD_TASK` and exit with a code that tells the controllers what to do."""
     log_stage()
+    tail = LogTail.begin()
     context: Context | None = None
     try:
         context = _context()
@@ -125,6 +127,9 @@ def run(main: Main) -> NoReturn:
         words, code = _failure(cause, context.facts if context else {})
     if context:
         context.progress.close()
+        # Whoever was interrupted has no time, and a run whose data are deleted keeps no log of that.
+        if code != Exit.INTERRUPTED and context.task.work.kind != "clean":
+            tail.store(context.store, context.task.stage)
     path = Path(os.environ.get(TERMINATION_LOG) or "/dev/termination-log")
     try:
         path.write_text(shortened(words).to_json())

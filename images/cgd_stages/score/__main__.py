@@ -27,7 +27,8 @@ from cgd_stages.chat.example import Unusable
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Critique, Model, Rows, Score, StageFacts
 from cgd_stages.engines.replies import rejection
-from cgd_stages.engines.scorer import Scorer, Scores, TokenText, is_sound
+from cgd_stages.engines.scorer import Scorer, Scores, is_sound
+from cgd_stages.engines.vllm import TokenText
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method.examples import row_example, wording
 from cgd_stages.models import resolve
@@ -253,7 +254,8 @@ class Shard:
             raise RowsLost(f"{folder.stage}: the shards have {whole.rows.total} of {self._total} rows")
         if whole.rows.rejected > self._work.max_rejected * self._total:
             raise _too_many(folder.stage, whole.rows.rejected, self._total, "see the rejected rows of the stage")
-        done = folder.finish(
+        done = self._context.store.finish(
+            folder,
             facts=whole,
             parts=[part for one in markers for part in one.parts],
             started=min(one.started for one in markers),

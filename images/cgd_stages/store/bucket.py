@@ -143,6 +143,12 @@ class Bucket:
         bucket._waits_until = None
         return bucket
 
+    def one_try(self) -> "Bucket":
+        """The same place for a caller that would rather do without than wait: each request is made once."""
+        bucket = self.at_once()
+        bucket._client = _connect(self.storage, attempts=1, read_seconds=CONNECT_SECONDS)
+        return bucket
+
     def at(self, uri: str) -> "Bucket":
         """The same store and credentials at another `s3://bucket/prefix`."""
         bucket = copy.copy(self)
@@ -394,14 +400,14 @@ def split_uri(uri: str) -> tuple[str, str]:
 _connecting = threading.Lock()
 
 
-def _connect(storage: Storage) -> "S3Client":
+def _connect(storage: Storage, attempts: int = ATTEMPTS, read_seconds: float = READ_SECONDS) -> "S3Client":
     # Since 2025 the SDK adds checksums that older S3-compatible stores refuse: only AWS itself gets them.
     is_aws = storage.endpoint is None
     config = Config(
         s3={"addressing_style": "path" if storage.path_style else "auto"},
-        retries={"mode": "standard", "total_max_attempts": ATTEMPTS},
+        retries={"mode": "standard", "total_max_attempts": attempts},
         connect_timeout=CONNECT_SECONDS,
-        read_timeout=READ_SECONDS,
+        read_timeout=read_seconds,
         max_pool_connections=32,
         request_checksum_calculation="when_supported" if is_aws else "when_required",
         response_checksum_validation="when_supported" if is_aws else "when_required",

@@ -7,7 +7,8 @@
 import logging
 import re
 import threading
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from cgd_stages.contract import Contract, RunRef, StageFacts
 from cgd_stages.errors import TransientError, UserError
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Digest, Done, Folder, Part
+from cgd_stages.store.maker import made_by
 from cgd_stages.store.rows import digest_of, now
 
 log = logging.getLogger(__name__)
@@ -86,13 +88,28 @@ class RunStore:
             return done
         started = now()
         product = make(folder)
-        return folder.finish(
+        return self.finish(
+            folder,
             facts=product.facts,
             parts=product.parts,
             started=started,
             inputs=inputs | product.notes,
             settings=product.settings,
         )
+
+    def finish(
+        self,
+        folder: Folder,
+        *,
+        facts: StageFacts,
+        parts: Iterable[Part],
+        started: str,
+        inputs: dict[str, Any],
+        settings: dict[str, Any],
+    ) -> Done:
+        """Write a folder's promise, which names this run as its maker; see `Folder.finish`."""
+        made = settings | made_by(self.run)
+        return folder.finish(facts=facts, parts=parts, started=started, inputs=inputs, settings=made)
 
     # --- pointers -----------------------------------------------------------------------------------------------
 
@@ -136,6 +153,30 @@ class RunStore:
         """Key of a pointer; without a stage, the prefix of the run's pointers."""
         return f"{self.run.namespace}/runs/{self.run.name}/" + (f"{stage}.json" if stage else "")
 
+    # --- logs ---------------------------------------------------------------------------------------------------
+
+    def keep_log(self, stage: str, text: bytes) -> None:
+        """Store the end of a program's log beside those of its other pods and tries."""
+        self.bucket.put(self._log_key(f"{stage}/{now()}-{uuid.uuid4().hex[:6]}.log"), text)
+
+    def logs(self, stage: str = "") -> list[tuple[str, bytes]]:
+        """The name and the text of each log of a stage, or of all stages, oldest first."""
+        prefix = self._log_key(f"{stage}/" if stage else "")
+        names = (stored.key.removeprefix(self._log_key()) for stored in self.bucket.list(prefix))
+        texts = ((name, self.bucket.get(self._log_key(name))) for name in sorted(names, key=_when))
+        return [(name, text) for name, text in texts if text is not None]
+
+    def delete_logs(self) -> int:
+        """Delete the run's logs; how many there were."""
+        keys = [stored.key for stored in self.bucket.list(self._log_key())]
+        for key in keys:
+            self.bucket.delete(key)
+        return len(keys)
+
+    def _log_key(self, name: str = "") -> str:
+        """Key of a log; without a name, the prefix of the run's logs. They belong to no other run of its name."""
+        return f"{self.run.namespace}/logs/{self.run.name}/{self.run.uid}/{name}"
+
     # --- claims -------------------------------------------------------------------------------------------------
 
     def claim(self, folder: Folder) -> None:
@@ -162,6 +203,10 @@ class RunStore:
     def _claim_key(self, *rest: str) -> str:
         """Key of a claim; without `rest`, the prefix of all claims."""
         return f"{self.run.namespace}/claims/{'/'.join(rest)}"
+
+
+def _when(log: str) -> str:
+    return log.rpartition("/")[2]
 
 
 def _pointer(data: bytes) -> Pointer | None:

@@ -132,6 +132,8 @@ def main(folder: Path) -> Exit:
         trainer.run()
         trainer.export()
         trainer.reporter.close()
+        if trainer.device.type == "cuda":
+            end = end.model_copy(update={"device": torch.cuda.get_device_name(trainer.device)})
     except StageError as error:
         name = type(error).__name__
         end = ProcessEnd(rank=rank, code=error.exit, error=name, message=error.message, hint=error.hint)

@@ -15,7 +15,16 @@ from cgd_stages.train.example_files import MadeExamples
 from cgd_stages.train.stage import Stage
 from cgd_stages.training import curves, early
 from cgd_stages.training.checkpoints import METRICS
-from cgd_stages.training.job import ADAPTER, BARE_LOSS, MODEL, VALIDATION_LOSS, Record, read_records
+from cgd_stages.training.job import (
+    ADAPTER,
+    BARE_LOSS,
+    MODEL,
+    VALIDATION_LOSS,
+    Record,
+    read_process_ends,
+    read_records,
+)
+from cgd_stages.training.tensorboard import EVENTS, event_file
 
 log = logging.getLogger(__name__)
 
@@ -84,9 +93,16 @@ def store_model(stage: Stage, made: MadeExamples, facts: StageFacts, folder: Pat
             parts.append(Part(key=f"{prefix}{path.name}", sha256=file_sha256(path)))
     bucket.upload(folder / METRICS, stage.folder.key(METRICS))
     parts.append(Part(key=METRICS, sha256=file_sha256(folder / METRICS), rows=int(facts.metrics["steps"])))
+    parts.append(stage.folder.put(EVENTS, event_file(read_records(folder / METRICS)), alone=True))
     log.info("the model is stored: %s/%s", stage.folder.uri, resolve.MODEL)
+    settings: dict[str, Any] = {
+        "workers": stage.work.workers,
+        "processes": stage.node.processes,
+        "zeroStage": stage.work.zero_stage,
+    }
+    devices = {end.device for end in read_process_ends(folder)} - {""}
+    settings |= {"deviceName": ", ".join(sorted(devices))} if devices else {}
     shutil.rmtree(folder)
-    settings = {"workers": stage.work.workers, "processes": stage.node.processes, "zeroStage": stage.work.zero_stage}
     return Product(facts, parts, settings)
 
 

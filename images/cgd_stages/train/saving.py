@@ -29,6 +29,7 @@ from cgd_stages.train import adapter
 from cgd_stages.train.group import agreed
 from cgd_stages.training.checkpoints import METRICS, name_of
 from cgd_stages.training.job import BEST, CHECKPOINTS, Job, Record, read_records, write_records
+from cgd_stages.training.tensorboard import EVENTS, event_file
 
 log = logging.getLogger(__name__)
 
@@ -112,6 +113,7 @@ class Saver:
             write_records(self._folder / METRICS, records)
             stage = self._checkpoints.folder
             stage.bucket.upload(self._folder / METRICS, stage.key(METRICS))
+            stage.bucket.put(stage.key(EVENTS), event_file(records))
 
     def _stored(self, step: int, upload: Future[list[Part]]) -> Generator[None]:
         """Store a checkpoint: all nodes' files, then the promise. Yields while a thread is busy."""

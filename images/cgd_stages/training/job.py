@@ -194,6 +194,8 @@ class ProcessEnd(Contract):
     error: str = ""
     message: str = ""
     hint: str = ""
+    device: str = ""
+    """The name of its GPU; empty on a CPU."""
 
     def write(self, folder: Path) -> None:
         (folder / f"end-{self.rank:05d}.json").write_text(self.to_json())

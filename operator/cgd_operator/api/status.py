@@ -63,6 +63,7 @@ class StageStatus(Contract):
         description="Of a stage that goes on round by round: in which one it is, and which other stage it waits for, "
         'such as "3 of 12, waits for train-gkd".',
     )
+    loss: str | None = Field(None, description="Of a training: the loss of its last step that is known, such as 1.234.")
     output_uri: str | None = Field(None, alias="outputURI")
     digest: str | None = None
 

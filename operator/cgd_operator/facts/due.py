@@ -17,7 +17,7 @@ Object = dict[str, Any]
 
 GPU_TIME = ("gpuSeconds", "podGpuSeconds")
 """Fields of a stage that grow with time: a change of them alone is no reason to write the status."""
-COUNTS = ("rows", "percent", "tokensPerSecond", "etaSeconds", "progress", "eta")
+COUNTS = ("rows", "percent", "tokensPerSecond", "etaSeconds", "loss", "progress", "eta")
 """Fields of a status that show progress. Reports cause their writes, at a bounded rate; a sweep never does."""
 
 ENDED = ("Succeeded", "Failed")

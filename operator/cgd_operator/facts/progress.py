@@ -1,5 +1,6 @@
 """Progress reports of a run's children: which children may report, and the last report of each shard. Pure."""
 
+import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -21,6 +22,8 @@ class StageProgress:
     percent: int | None
     tokens_per_second: int | None
     eta_seconds: int | None
+    loss: float | None = None
+    """Of a training's last step."""
     shards: int = 1
     """Shards that have reported."""
     round: RoundOf | None = None
@@ -39,12 +42,23 @@ class Told(NamedTuple):
     tokens_per_second: float | None
     eta_seconds: int | None
     round: RoundOf | None
+    loss: float | None = None
 
     @classmethod
     def by(cls, report: Progress) -> Self:
         status = report.trainer_status
         left = status.estimated_remaining_seconds
-        return cls(report.rows, status.progress_percentage, report.tokens_per_second, left, report.round)
+        return cls(report.rows, status.progress_percentage, report.tokens_per_second, left, report.round, _loss(report))
+
+
+def _loss(report: Progress) -> float | None:
+    """None: it names none, or no finite one."""
+    texts = (metric.value for metric in report.trainer_status.metrics if metric.name == "loss")
+    try:
+        loss = float(next(texts, "nan"))
+    except ValueError:
+        return None
+    return loss if math.isfinite(loss) else None
 
 
 @dataclass
@@ -163,6 +177,7 @@ def _sum(reports: tuple[Told, ...]) -> StageProgress:
         percent=percent,
         tokens_per_second=round(sum(rates)) if rates else None,
         eta_seconds=max(known, default=0) if len(known) == len(etas) else None,
+        loss=next((report.loss for report in reports if report.loss is not None), None),
         shards=len(reports),
         round=_last_round([report.round for report in reports if report.round]),
     )

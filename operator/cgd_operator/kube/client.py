@@ -191,9 +191,11 @@ class Cluster:
             options["gracePeriodSeconds"] = grace
         await self._call("DELETE", kind.path(namespace, name), options, absent_is_none=True)
 
-    async def log(self, pod: str, namespace: str, *, container: str = "") -> str:
-        """The log so far of a pod's container, or of its only one."""
-        path = POD.path(namespace, pod, "log") + _query(container=container)
+    async def log(self, pod: str, namespace: str, *, container: str = "", last: int | None = None) -> str:
+        """The log so far of a pod's container, or of its only one; of it the `last` lines."""
+        path = POD.path(namespace, pod, "log") + _query(
+            container=container, tailLines="" if last is None else str(last)
+        )
         try:
             async with await self._request("GET", path, None, JSON, READ_TIMEOUT) as response:
                 if response.status >= 300:

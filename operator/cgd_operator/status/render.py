@@ -3,6 +3,7 @@
 The previous status supplies the last words of pods that are gone, and the time at which a condition last changed.
 """
 
+import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -162,6 +163,7 @@ def _stage(seen: Seen, child: Child, facts: ChildFacts, used: Used, old: StageSt
         tokens=sum(shard.prompt_tokens + shard.generated_tokens for shard in words) or old.tokens,
         accuracy=_accuracy(words) or old.accuracy,
         round=None if ended else (_round(progress) or old.round),
+        loss=_loss(words, progress) or old.loss,
         output_uri=next((shard.output_uri for shard in words if shard.output_uri), None) or old.output_uri,
         digest=next((shard.digest for shard in words if shard.digest), None) or old.digest,
     )
@@ -180,6 +182,13 @@ def _round(progress: StageProgress | None) -> str | None:
         return None
     at = progress.round
     return f"{at.number} of {at.of}" + (f", waits for {at.waits_for}" if at.waits_for else "")
+
+
+def _loss(words: tuple[StageFacts, ...], progress: StageProgress | None) -> str | None:
+    """Of a training's last step; None: neither its last words nor a report has told one."""
+    told = [loss for stage in words if (loss := stage.metrics.get("final_loss")) is not None and math.isfinite(loss)]
+    told += [progress.loss] if progress and progress.loss is not None else []
+    return f"{told[0]:.4g}" if told else None
 
 
 def _message(facts: ChildFacts, old: StageStatus) -> str:

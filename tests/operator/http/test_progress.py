@@ -115,6 +115,15 @@ async def test_without_one_that_leads_a_report_is_refused_for_now(leader: str) -
     await alone.stop()
 
 
+@pytest.mark.parametrize(
+    ("text", "loss"), [("1.25", 1.25), ("nan", None), ("inf", None), ("lower", None), ("1e999", None)]
+)
+async def test_the_loss_of_a_training_is_kept_where_it_is_a_number(server: Any, text: str, loss: float | None) -> None:
+    metrics = [{"name": "step", "value": "3"}, {"name": "loss", "value": text}]
+    assert await post(server[0], {"trainerStatus": {"metrics": metrics}}, signed()) == 200
+    assert server[1].of(UID, "answer").loss == loss
+
+
 def test_shards_are_added_up() -> None:
     board = Board()
     board.put("u", "answer", report(0, rows=Rows(total=10, done=5), rate=100.4))

@@ -54,6 +54,14 @@ def test_finished_and_unfinished_folders_pointers_and_claims_go(storage, bucket,
     assert keys(bucket) == []
 
 
+def test_the_runs_logs_go_and_no_other_runs(storage, bucket, tmp_path):
+    for run in (RUN, OTHER):
+        RunStore(bucket, run).keep_log("answer", b"line")
+    assert cleaned(storage, tmp_path) == {"folders": 0, "shared": 0, "objects": 1}
+    assert [text for _, text in RunStore(bucket, OTHER).logs()] == [b"line"]
+    assert RunStore(bucket, RUN).logs() == []
+
+
 def test_a_folder_that_another_run_claims_stays_whole(storage, bucket, tmp_path):
     finished(storage, tmp_path, RUN, "both")
     finished(storage, tmp_path, OTHER, "both")

@@ -37,7 +37,7 @@ def said(data: ReportData) -> list[Sentence]:
 def test_a_significant_loss_on_ifeval_is_called_drift_beside_what_mathematics_gained() -> None:
     (one,) = told(base=asked(sums="-" * 20, IFEval="+" * 20), cgd=asked(sums="+" * 20, IFEval="-" * 12 + "+" * 8))
     assert one["outcome"] == "worse"
-    assert one["claim"] == "Trained against base, in points: sums +100.0, IFEval \u221260.0, and the format drifted"
+    assert one["claim"] == "CGD-trained against base, in points: sums +100.0, IFEval \u221260.0, and the format drifted"
     mathematics, form = one["detail"].split("; ")
     assert mathematics.startswith("95 % intervals: sums +")
     assert form == "IFEval \u221278.9 to \u221230.2 (p < 0.001): the format drifted"
@@ -82,7 +82,7 @@ def test_all_other_general_tasks_share_one_sentence() -> None:
     assert one == {
         "outcome": "worse",
         "claim": "Other general tasks: BBH",
-        "detail": "Trained worse on BBH (\u2212100.0 points, p = 0.004)",
+        "detail": "CGD-trained worse on BBH (\u2212100.0 points, p = 0.004)",
     }
     (one,) = told(base=asked(sums="+", BBH="+"), cgd=asked(sums="+", BBH="-"))
     assert one["claim"] == "General tasks: BBH"

@@ -74,20 +74,23 @@ def hostile() -> ReportData:
 
 def test_the_headline_says_both_accuracies_and_that_the_difference_is_noise() -> None:
     words = read().words
-    assert f"Trained 50.0{THIN}%, base 25.0{THIN}% on sums".replace(THIN, " ") in words.replace(THIN, " ")
+    headline = "CGD-trained some/student 50.0 %, base 25.0 % on sums: no difference seen"
+    assert headline in words.replace(THIN, " ")
     assert "8 questions, 3 fixed and 1 broken: a difference within noise (p = 0.62)" in words
 
 
 @pytest.mark.parametrize(
-    ("base", "after", "said"),
+    ("base", "after", "verdict", "said"),
     [
-        ("-" * 12, "+" * 12, "better than chance explains (p < 0.001)"),
-        ("+" * 12, "-" * 12, "worse than chance explains (p < 0.001)"),
-        ("+-", "+-", "no question changed sides"),
+        ("-" * 12, "+" * 12, "better", "better than chance explains (p < 0.001)"),
+        ("+" * 12, "-" * 12, "worse", "worse than chance explains (p < 0.001)"),
+        ("+-" * 20, "+-" * 20, "no difference seen", "no question changed sides; gains below 19.0 points cannot be"),
     ],
 )
-def test_the_headline_claims_no_more_than_the_test_does(base: str, after: str, said: str) -> None:
-    assert said in read(evaluations={"base": samples(base), "cgd": samples(after)}).words
+def test_the_headline_claims_no_more_than_the_test_does(base: str, after: str, verdict: str, said: str) -> None:
+    words = read(evaluations={"base": samples(base), "cgd": samples(after)}).words
+    assert f"on sums: {verdict} {len(base)} questions" in words
+    assert said in words
 
 
 def test_with_several_objectives_each_is_named() -> None:
@@ -112,7 +115,7 @@ def test_a_rival_is_not_called_trained() -> None:
     words = Read(
         render(report_data(evaluations={"base": samples("+-"), "cgd": samples("++"), "selfrefine": samples("+-")}))
     ).words
-    assert "Trained 100.0 %" in words
+    assert "CGD-trained some/student 100.0 %" in words
     assert "Self-Refine 50.0 %" in words
 
 
@@ -232,7 +235,7 @@ def test_many_comparisons_are_summed_up_one_sentence_a_model() -> None:
 
     base, after = outputs("-" * 8, "-" * 8, "+-", "+-"), outputs("+" * 8, "+" * 8, "+-", "-+")
     words = read(evaluations={"base": base, "cgd": after}).words.replace(THIN, " ")
-    assert "Trained 75.0 %, base 25.0 %: the mean of 4 benchmarks" in words
+    assert "CGD-trained some/student 75.0 %, base 25.0 %: the mean of 4 benchmarks" in words
     assert "Better than chance explains on 2, worse on 0, within noise on 2" in words
 
 
@@ -273,7 +276,9 @@ def test_only_our_own_script_may_run_and_nothing_may_be_fetched() -> None:
     digest = base64.b64encode(hashlib.sha256(found.scripts[1].encode()).digest()).decode()
     assert f"script-src 'sha256-{digest}'" in policy
     assert "default-src 'none'" in policy
-    assert not re.search(r"https?://|@import|url\(", html)
+    paper = 'The method: <a href="https://arxiv.org/abs/2505.11628">'  # it is followed by who clicks on it, alone
+    assert html.count(paper) == 1
+    assert not re.search(r"https?://|@import|url\(", html.replace(paper, ""))
     assert not [name for _, attributes in found.elements for name in attributes if name.startswith("on")]
     assert found.attributes("src") == []
 
@@ -496,8 +501,8 @@ def test_all_cautions_are_in_one_folded_box_that_tells_their_number() -> None:
     outputs = {name: samples("+-", finish_reason="length") for name in ("base", "cgd", "cft", "sft")}
     words = Read(render(report_data(evaluations=outputs), QUALITY)).words
     box = words.index("6 reasons to doubt these figures")
-    assert box < words.index("35.0 % of 20 refinements") < words.index("Base on sums: 100.0 %")
-    assert words.index("Base on sums: 100.0 %") < words.index("sums has only 2 questions")
+    assert box < words.index("35.0 % of 20 refinements") < words.index("sums has only 2 questions")
+    assert words.index("sums has only 2 questions") < words.index("Base on sums: 100.0 %")
 
 
 def test_grades_that_lm_eval_judges_otherwise_are_shown_those_first_that_it_alone_calls_right() -> None:

@@ -6,14 +6,15 @@ import shlex
 import pytest
 import yaml
 from support.reading import Read
-from support.report_builders import HOSTILE, report_data, samples, stage
+from support.report_builders import HOSTILE, RUN, report_data, samples, stage
 
 from cgd_operator.api.spec import parse_spec
 from cgd_stages.contract import StageName
 from cgd_stages.method import prompts
 from cgd_stages.report import figure, words
-from cgd_stages.report.page import render
+from cgd_stages.report.page import TEXT_LIMIT, render
 from cgd_stages.report.summary import seen
+from cgd_stages.results.model import Masked
 from cgd_stages.results.scores import comparisons
 
 SPEC = """\
@@ -57,9 +58,10 @@ def test_each_trained_model_is_told_with_the_commands_that_serve_it() -> None:
     found = words.places(made)
     assert [place.stage for place in found] == [StageName("train-cgd"), StageName("train-sft")]
     assert found[0].uri == "s3://data/team/train-cgd/train-cgd-digest/model"
-    pull, serve = map(shlex.split, found[0].commands.splitlines())
-    assert pull == ["cgd", "pull", "first-run", "-n", "team", "--stage", "train-cgd", "-o", "first-run-cgd"]
-    assert serve == ["vllm", "serve", "first-run-cgd"]
+    serve, _, pull = map(shlex.split, found[0].commands.splitlines())
+    place = ["first-run", "-n", "team", "--stage", "train-cgd", "-o", "first-run-cgd"]
+    assert pull == ["cgd", "pull", *place]
+    assert serve == ["cgd", "serve", *place, "--run"]
 
 
 @pytest.mark.parametrize(
@@ -110,3 +112,65 @@ def test_a_difference_within_noise_says_what_could_have_been_seen(base: str, aft
     (pair,) = comparisons(made)
     assert seen(pair).endswith(told)
     assert seen(pair) in Read(render(made)).words
+
+
+OLDER = {"made by": {"run": "first-try", "uid": "another", "versions": {"vllm": "0.31", "torch": "2.9"}}}
+OURS = {"made by": {"run": "first-run", "uid": RUN.uid, "versions": {"vllm": "0.32", "torch": "2.9"}}}
+
+
+def test_versions_and_devices_are_told_once_and_with_their_stages_where_they_differ() -> None:
+    made = report_data(
+        stages=(
+            stage("answer", settings=OLDER | {"device": "cuda", "deviceName": "NVIDIA H200"}),
+            stage("refine", settings=OURS | {"device": "cuda", "deviceName": "NVIDIA H200"}),
+            stage("train-cgd", settings=OURS),
+            stage("evaluate-base"),
+        )
+    )
+    assert dict(words.made_with(made)) == {
+        "vllm": "0.31 (answer); 0.32 (refine, train-cgd)",
+        "torch": "2.9",
+        "Device": "NVIDIA H200",
+    }
+    shown = Read(render(made)).words
+    assert "vllm0.31 (answer); 0.32 (refine, train-cgd)" in shown
+    assert "DeviceNVIDIA H200" in shown
+
+
+def test_stages_that_another_run_has_made_are_marked_and_named() -> None:
+    made = report_data(
+        stages=(stage("prepare", settings=OLDER), stage("answer", settings=OLDER), stage("refine", settings=OURS))
+    )
+    html = render(made)
+    assert "Found in the store, made by an earlier run: prepare and answer (by first-try)." in Read(html).words
+    assert html.count('class="stage found"') == 2
+
+
+def test_a_run_that_has_made_everything_itself_has_no_such_mark() -> None:
+    html = render(report_data(stages=(stage("prepare", settings=OURS), stage("answer"))))
+    assert "Found in the store" not in Read(html).words
+    assert 'class="stage found"' not in html
+
+
+def test_the_example_of_a_training_marks_what_is_learned() -> None:
+    shown = Masked(
+        stage=StageName("train-cgd"),
+        title="CGD",
+        id="00",
+        sample=0,
+        context=f"<|user|>{HOSTILE}" + "x" * TEXT_LIMIT,
+        target="2 + 2 = 4<|end|>",
+        context_tokens=90,
+        target_tokens=9,
+    )
+    html = render(report_data(masked=(shown,)))
+    found = Read(html).words
+    assert "One example, as the student sees it: 90 tokens read, 9 learned" in found
+    assert '<mark class="learned">2 + 2 = 4&lt;|end|&gt;</mark>' in html
+    assert f"x{shown.context[-20:]}2 + 2 = 4" in found, "the end of a long context is what stands before the target"
+    assert "characters before]" in found
+    assert "--mask CGD" in found
+
+
+def test_the_paper_is_a_link() -> None:
+    assert '<a href="https://arxiv.org/abs/2505.11628">' in render(report_data())

@@ -1,12 +1,16 @@
 """The store of a run: a stage's output is made once, promised, and pointed at."""
 
+from importlib.metadata import version
+
 import pytest
 from support.stage_builders import RUN
 
 from cgd_stages.contract import Rows, StageFacts
 from cgd_stages.errors import TransientError
+from cgd_stages.store import maker
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import PARTS, Folder, read_rows
+from cgd_stages.store.maker import MADE_BY, PACKAGES
 from cgd_stages.store.rows import digest_of, row_schema
 from cgd_stages.store.run import Product, RunStore
 
@@ -42,7 +46,22 @@ def test_what_is_noted_is_stored_with_the_inputs_and_changes_no_digest(store: Ru
     done = store.produce("prepare", INPUTS, made)
     assert done.digest == digest_of(**INPUTS)
     assert done.inputs == INPUTS | {"pins": {"a": "b"}}
-    assert done.settings == {"workers": 2}
+    assert done.settings["workers"] == 2
+
+
+def test_a_promise_names_the_run_that_made_it_and_its_versions_whoever_uses_it(store: RunStore) -> None:
+    RunStore(store.bucket, OTHER).produce("prepare", INPUTS, made)
+    told = store.produce("prepare", INPUTS, never).settings[MADE_BY]
+    assert (told["run"], told["uid"]) == (OTHER.name, OTHER.uid)
+    assert told["versions"]["torch"] == version("torch")
+    assert {"cgd-stages", "transformers", "deepspeed"} <= told["versions"].keys() <= set(PACKAGES)
+
+
+def test_a_package_that_an_image_lacks_has_no_version(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(maker, "PACKAGES", ("torch", "no-such-package"))
+    maker.versions.cache_clear()
+    assert maker.versions() == {"torch": version("torch")}
+    maker.versions.cache_clear()
 
 
 def test_another_attempt_and_another_run_with_the_same_inputs_use_what_is_there(store: RunStore) -> None:

@@ -29,6 +29,7 @@ from cgd_stages.train.launch import failure
 from cgd_stages.train.product import model_card
 from cgd_stages.train.stage import Node, Stage, stage_of
 from cgd_stages.training.job import ADAPTER, EXAMPLES, HELD_OUT, JOB, MODEL, Job, ProcessEnd, write_records
+from cgd_stages.training.tensorboard import EVENTS
 
 KUBEFLOW = {
     "PET_NNODES": "2",
@@ -396,6 +397,23 @@ def test_the_model_and_its_adapter_are_both_stored(
     train.main(training(storage, tmp_path, work))
     keys = {part.key for part in RunStore(bucket, RUN).input(STAGE).require().parts}
     assert {"model/config.json", "model/README.md", "adapter/adapter_config.json"} <= keys
+    assert {"metrics.jsonl", EVENTS} <= keys
+
+
+def test_the_devices_of_the_processes_are_among_the_settings(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, no_torchrun: list[Path], monkeypatch: Any
+) -> None:
+    refined(bucket, [quadruple(number) for number in range(10)])
+    trains = train._torchrun
+
+    def run(stage: Any, folder: Path) -> None:
+        trains(stage, folder)
+        for rank in (0, 1):
+            ProcessEnd(rank=rank, code=0, device="NVIDIA H200").write(folder)
+
+    monkeypatch.setattr(train, "_torchrun", run)
+    train.main(training(storage, tmp_path, train_work(tiny_model, max_sequence_length=1000)))
+    assert RunStore(bucket, RUN).input(STAGE).require().settings["deviceName"] == "NVIDIA H200"
 
 
 def written(path: Path) -> dict[str, list[int]]:

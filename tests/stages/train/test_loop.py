@@ -21,6 +21,7 @@ from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.run import RunStore
 from cgd_stages.training import validation_split
 from cgd_stages.training.job import STOP
+from cgd_stages.training.tensorboard import EVENTS
 
 # What torch and DeepSpeed warn of is theirs.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.filterwarnings("ignore")]
@@ -505,6 +506,7 @@ def test_a_loss_that_runs_away_ends_the_run_with_the_rows_of_its_batches(
     kept = [found.key for found in bucket.list(f"team/{STAGE}/") if found.key.endswith("metrics.jsonl")]
     (curve,) = [key for key in kept if "checkpoints" not in key]
     assert (bucket.get(curve) or b"").count(b"\n") > 8, "the curve is stored, to be looked at"
+    assert b"loss" in (bucket.get(curve.replace("metrics.jsonl", EVENTS)) or b"")
     records, _ = trained(storage, tmp_path / "off", tiny_model, stop_on_loss_spike=False, **given)
     assert len(records) == 24
 
