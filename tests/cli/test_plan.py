@@ -12,10 +12,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
 from support.builders import manifest
 from support.stage_builders import context
-from transformers import OlmoeConfig
+from transformers import AutoConfig, AutoModelForCausalLM, OlmoeConfig
 
 from cgd_cli.estimate import INSTRUCTION, RESERVED, Assumptions, Cost, Fit, Size, costs, fits, lengths
 from cgd_cli.models import read
@@ -596,11 +597,19 @@ def test_what_is_missing_is_said_with_the_mend(
 
 @pytest.fixture
 def large(tiny_model: Path, tmp_path: Path) -> Path:
-    """The tiny model, but for a header that tells 3 billion parameters; their data is not there."""
+    """The tiny model with 3 billion parameters by its config and the header of its weights; their data is not there."""
     folder = tmp_path / "large"
     shutil.copytree(tiny_model, folder)
-    tensor = {"dtype": "BF16", "shape": [50_000, 60_000], "data_offsets": [0, 6_000_000_000]}
-    header = json.dumps({"model.layers.0.mlp.up_proj.weight": tensor}).encode()
+    config = AutoConfig.from_pretrained(tiny_model)
+    config.intermediate_size = 3_000_000_000 // (3 * config.hidden_size * config.num_hidden_layers)
+    config.save_pretrained(folder)
+    with torch.device("meta"):
+        model = AutoModelForCausalLM.from_config(config)
+    tensors, end = {}, 0
+    for name, tensor in model.state_dict().items():
+        begin, end = end, end + 2 * tensor.numel()
+        tensors[name] = {"dtype": "BF16", "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    header = json.dumps(tensors).encode()
     (folder / "model.safetensors").write_bytes(struct.pack("<Q", len(header)) + header)
     return folder
 

@@ -239,7 +239,7 @@ def test_a_stage_of_a_fused_pod_is_through_when_every_shard_is() -> None:
     children, changes = [*finished("prepare", "answer"), job("teacher")], {"teacher.shards": 8}
 
     def critique(shards: int, previous: CGDRunStatus | None = None) -> StageStatus:
-        told = StageProgress(Rows(total=100 * shards, done=100 * shards), 100, None, None, shards)
+        told = StageProgress(Rows(total=100 * shards, done=100 * shards), 100, None, None, shards=shards)
         status = render_of(
             *children, pods=(pod("teacher"),), changes=changes, progress={"critique": told}, previous=previous
         )

@@ -21,6 +21,9 @@ def tried(model: str, *marks: str, tokens: int = 10) -> Score:
     return score(model, "sums", outputs)
 
 
+CGD = f"s{list(NAMES).index('cgd')}"
+
+
 def heights(plot: Plot, style: str) -> list[float]:
     return [y for kind, _, y in plot["places"] if kind == f"point {style}"]
 
@@ -28,13 +31,13 @@ def heights(plot: Plot, style: str) -> list[float]:
 def test_pass_at_k_rises_with_k_and_lies_in_its_plot_with_its_interval() -> None:
     charts = pass_charts([tried("base", "+---", "----"), tried("cgd", "++--", "+---")])
     for plot in (charts["k"], charts["tokens"]):
-        for style in ("s0", "s7"):
+        for style in ("s0", CGD):
             ys = heights(plot, style)
             assert ys == sorted(ys, reverse=True)
             assert len(ys) == 3
         assert all(0 <= x <= 100 and 0 <= y <= 100 for _, x, y in plot["places"])
         assert len(plot["lines"]) == len(plot["bands"]) == 2
-    assert charts["names"] == [("s0", "base"), ("s7", "CGD")]
+    assert charts["names"] == [("s0", "base"), (CGD, "CGD")]
     assert [text for text, _ in charts["k"]["x_ticks"]] == ["1", "2", "4"]
 
 

@@ -404,14 +404,14 @@ def test_the_devices_of_the_processes_are_among_the_settings(
     bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, no_torchrun: list[Path], monkeypatch: Any
 ) -> None:
     refined(bucket, [quadruple(number) for number in range(10)])
-    trains = train._torchrun
+    trains = launch.torchrun
 
     def run(stage: Any, folder: Path) -> None:
         trains(stage, folder)
         for rank in (0, 1):
             ProcessEnd(rank=rank, code=0, device="NVIDIA H200").write(folder)
 
-    monkeypatch.setattr(train, "_torchrun", run)
+    monkeypatch.setattr(launch, "torchrun", run)
     train.main(training(storage, tmp_path, train_work(tiny_model, max_sequence_length=1000)))
     assert RunStore(bucket, RUN).input(STAGE).require().settings["deviceName"] == "NVIDIA H200"
 
