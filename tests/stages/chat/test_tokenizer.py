@@ -160,7 +160,7 @@ def test_a_template_of_the_run_is_stored_in_place_of_the_models_own(tiny_model, 
 
 
 def test_a_template_in_a_processors_file_is_the_models_and_enters_its_digest(tmp_path):
-    """As in Mistral Small 3.1: no tokenizer of transformers reads it, and the model would be asked in a plain frame."""
+    """Older models of pictures have it there. No tokenizer reads it, and they were asked in a plain frame."""
     model = tiny.make(tmp_path / "model", template=None)
     before = ChatTemplate.load(model)
     (model / "chat_template.json").write_text(json.dumps({"chat_template": tiny.TEMPLATE}))
