@@ -181,6 +181,7 @@ def price(
         critique=critique,
         refinement=refinement,
         thought=thought,
+        teacher_thinks=found.teacher_thinks if found else None,
         input_million=input_million,
         output_million=output_million,
     )

@@ -53,6 +53,8 @@ class Assumptions:
     refinement: int = 800
     thought: int = 4000
     """Of a model that thinks, before each text; at most its thinkingBudget."""
+    teacher_thinks: bool | None = None
+    """Whether a teacher thinks whose mode is left to its template; None: where its thoughts are learned."""
     questions: int = 500
     """Questions of a benchmark that sets no limit."""
     in_flight: int = 256
@@ -131,11 +133,11 @@ class Thoughts:
 
     @classmethod
     def of(cls, run: Run, assumptions: Assumptions) -> "Thoughts":
-        """A teacher whose mode is left to its template thinks where its thoughts are learned, and else does not."""
         spec = run.resolved
         learns = spec.training.thinking == "learn"
         mode = spec.teacher.chat.thinking
-        teacher = _thought(spec.teacher.chat, assumptions) if mode == "on" or (mode == "auto" and learns) else 0
+        by_itself = learns if assumptions.teacher_thinks is None else assumptions.teacher_thinks
+        teacher = _thought(spec.teacher.chat, assumptions) if mode == "on" or (mode == "auto" and by_itself) else 0
         student = _thought(spec.student.chat, assumptions) if spec.student.chat.thinking == "on" else 0
         return cls(student, teacher, teacher if learns else 0)
 

@@ -1,8 +1,8 @@
 """What the files of a run's models say: how large the models are, and whether they fit into the GPUs, in the words in
-which the stage `prepare` refuses them.
+which the stage `prepare` refuses them; and whether the teacher thinks by itself.
 
-It reads config.json and the headers of the safetensors: from a folder, from the hub, or from S3 with the credentials of
-the environment.
+It reads config.json, the tokenizer's files and the headers of the safetensors: from a folder, from the hub, or from S3
+with the credentials of the environment.
 """
 
 import tempfile
@@ -12,6 +12,7 @@ from pathlib import Path
 from cgd_cli.estimate import Size
 from cgd_operator.planning.dag import Run, plan
 from cgd_stages import contract
+from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.models import fit, resolve
 from cgd_stages.models.mixture import UnknownMixture
 from cgd_stages.store.bucket import Bucket
@@ -20,11 +21,13 @@ from cgd_stages.store.run import RunStore
 
 @dataclass(frozen=True)
 class Read:
-    """What does not fit, and the sizes of student and teacher; None where the files do not tell it."""
+    """What does not fit, the sizes of student and teacher, and whether a teacher thinks whose mode is left to its
+    template; None where the files do not tell it."""
 
     misfits: list[fit.Misfit]
     student: Size | None
     teacher: Size | None
+    teacher_thinks: bool | None = None
 
 
 def read(run: Run, memory: float) -> Read:
@@ -44,7 +47,18 @@ def read(run: Run, memory: float) -> Read:
             context = fit.context_length(config, engine, model, where)
             served.append(fit.Served(where, model, engine, config, context))
         sizes = [_size(model, store.bucket, Path(scratch)) for model in served]
-        return Read(fit.find_misfits(store.bucket, Path(scratch), gpus, served), sizes[0], [*sizes, None][1])
+        thinks = _thinks(work, folder) if work.teacher else None
+        return Read(fit.find_misfits(store.bucket, Path(scratch), gpus, served), sizes[0], [*sizes, None][1], thinks)
+
+
+def _thinks(work: contract.Prepare, folder: Path) -> bool | None:
+    """Whether the teacher, whose files are in `folder`, thinks in its mode; None: its template is elsewhere."""
+    teacher, chat = work.teacher, work.teacher_chat
+    if teacher is None or chat.template_uri:
+        return None
+    with resolve.reading(teacher, "spec.teacher", "tokenizer"):
+        template = ChatTemplate.load(folder, chat, name=teacher.name)
+    return template.thinks
 
 
 def _size(served: fit.Served, bucket: Bucket, scratch: Path) -> Size | None:

@@ -1,7 +1,7 @@
 """An estimate as a table for the terminal, and as JSON."""
 
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any
 
 from rich.console import Group, RenderableType
@@ -104,10 +104,21 @@ def _assumed(run: Run, assumptions: Assumptions, gpu: str) -> list[Text]:
         f"engines reach {READING:.0%} of peak FLOP/s and {WRITING:.0%} of peak bandwidth, training {a.mfu:.0%}.",
         f"Thinking of the student {student.thinking}, as training.thinking {spec.training.thinking} has it, with ",
         f"{thoughts.student} tokens a thought; of the teacher {taught.thinking}, with {thoughts.teacher}.",
+        *_if_it_thinks(run, a),
         *templates,
         "Retries, waiting for nodes and the cost of long caches are not in it: take it for an order of magnitude.",
     )
     return [plain(line, "dim") for line in lines]
+
+
+def _if_it_thinks(run: Run, assumptions: Assumptions) -> list[str]:
+    """What the run costs if a teacher thinks by itself of which that is not known."""
+    a = assumptions
+    if run.resolved.teacher.chat.thinking != "auto" or a.teacher_thinks is not None or Thoughts.of(run, a).teacher:
+        return []
+    stages = costs(run, replace(a, teacher_thinks=True))
+    hours, money = sum(cost.gpu_hours for cost in stages), sum(cost.money for cost in stages)
+    return [f"If it thinks by itself, as many do: {hours:,.1f} GPU-hours, {money:,.0f} {a.currency}."]
 
 
 def _clock(seconds: float) -> str:

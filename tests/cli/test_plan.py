@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from support import tiny
 from support.builders import manifest
 from support.stage_builders import context
 from transformers import AutoConfig, AutoModelForCausalLM, OlmoeConfig
@@ -261,6 +262,20 @@ def test_thoughts_of_the_teacher_are_paid_for_where_it_thinks_and_learned_where_
     assert more(**on) == (1000 * 4000, 0, 0)
     assert more(**learn) == more(**learn, **on) == (1000 * 4000, 1000 * 4000, 0)
     assert more(**learn, **off) == (0, 0, 0)
+
+
+def test_a_teacher_whose_template_decides_is_priced_as_its_files_say_and_else_both_ways() -> None:
+    left, on = run_of(**GENEROUS), run_of(**GENEROUS, teacher={**SERVED["teacher"], "chat": {"thinking": "on"}})
+    learn = run_of(**GENEROUS, training={**TRAINING, "thinking": "learn"})
+    dear, cheap = by_stage(on, assumed()), by_stage(left, assumed())
+    assert by_stage(left, assumed(teacher_thinks=True)) == dear
+    assert by_stage(left, assumed(teacher_thinks=False)) == cheap != dear
+    found = by_stage(learn, assumed(teacher_thinks=False))
+    assert found["refine"].written < by_stage(learn, assumed())["refine"].written
+    hours, money = (sum(getattr(cost, name) for cost in dear.values()) for name in ("gpu_hours", "money"))
+    told = f"If it thinks by itself, as many do: {hours:,.1f} GPU-hours, {money:,.0f} USD."
+    assert told in shown(left)
+    assert "by itself" not in shown(on) + shown(learn)
 
 
 def test_texts_that_do_not_fit_the_manifests_limits_are_told() -> None:
@@ -614,9 +629,9 @@ def large(tiny_model: Path, tmp_path: Path) -> Path:
     return folder
 
 
-def stored_run(model: str, storage: Storage, **placement: str) -> Run:
+def stored_run(model: str, storage: Storage, teacher: dict[str, Any] | None = None, **placement: str) -> Run:
     place = {"uri": storage.uri, "endpoint": storage.endpoint, "pathStyle": True}
-    return run_of(student={"model": model}, teacher={"model": model}, storage=place, placement=placement)
+    return run_of(student={"model": model}, teacher=teacher or {"model": model}, storage=place, placement=placement)
 
 
 @pytest.mark.parametrize("where", ["folder", "S3"])
@@ -657,6 +672,17 @@ def test_a_mixture_is_priced_by_what_its_files_say_and_not_by_its_name(tmp_path:
     assert found.student == Size(66e6, 10e6)
     assert found.teacher
     assert found.teacher.parameters == found.teacher.active > 1e3
+
+
+def test_whether_a_teacher_thinks_is_read_off_its_template(storage: Storage, tiny_model: Path, tmp_path: Path) -> None:
+    thinker, template = str(tiny.thinking(tmp_path / "thinker")), "configmap://templates/teacher.jinja"
+    chats: dict[str, Any] = {"left": {}, "off": {"thinking": "off"}, "elsewhere": {"template": template}}
+    found = {
+        name: read(stored_run(str(tiny_model), storage, teacher={"model": thinker, "chat": chat}), A100.memory)
+        for name, chat in chats.items()
+    }
+    assert {name: one.teacher_thinks for name, one in found.items()} == {"left": True, "off": False, "elsewhere": None}
+    assert read(stored_run(str(tiny_model), storage), A100.memory).teacher_thinks is False
 
 
 def test_models_are_read_where_there_is_no_torch(tmp_path: Path, large: Path) -> None:

@@ -197,19 +197,33 @@ def _copies(speak: Speak, values: dict[str, Any]) -> bool:
 
 
 def _markup(speak: Speak, chat: Chat, thinking: dict[str, Any], idle: dict[str, Any]) -> Markers | None:
-    """The markers of the model's thoughts: as the template writes them, else those of the family that it handles."""
+    """The markers of the model's thoughts: as the template writes them, else those of the family that it handles or
+    that the run names. Raises Unfit where the run names another form than the template's."""
     named = PARSERS[chat.reasoning_parser] if chat.reasoning_parser else None
     prompt = speak(QUESTION, prompt=True, **thinking)
     shown = _shown(speak, prompt, thinking)
-    if shown and (named is None or named.end == shown.end):
-        return shown
     stored = _around(_after_question(speak(_replied(_ANSWER), prompt=False, **idle)), _ANSWER)[0]
     made = [_after_question(prompt), _after_question(speak(QUESTION, prompt=True, **idle)), stored]
-    for family in [named] if named else FAMILIES:
+    own = shown or _handled(speak, FAMILIES, made, thinking)
+    if named and own and named.end != own.end:
+        raise Unfit(
+            f"has thoughts that end with {own.end}, and those of chat.reasoningParser {chat.reasoning_parser} end with "
+            f"{named.end}",
+            "Leave chat.reasoningParser out: the template shows the form.",
+        )
+    if shown or named is None:
+        return own
+    return _handled(speak, [named], made, thinking) or named
+
+
+def _handled(speak: Speak, families: Sequence[Markers], made: Sequence[str], values: dict[str, Any]) -> Markers | None:
+    """The first of the families whose thoughts the template opens in a text that it has `made` (the last one is that of
+    a stored reply), or cuts from a reply."""
+    for family in families:
         for text in made:
             if family.start in text:
-                return _as_opened(family, text, stored)
-        if named or _cuts(speak, family, thinking):
+                return _as_opened(family, text, made[-1])
+        if _cuts(speak, family, values):
             return family
     return None
 

@@ -29,7 +29,7 @@ from cgd_stages.chat.thoughts import (
     split,
     split_text,
 )
-from cgd_stages.chat.tokenizer import WHOLE, load_tokenizer
+from cgd_stages.chat.tokenizer import OLD_TEMPLATE, TEKKEN, WHOLE, load_tokenizer
 from cgd_stages.contract import Chat
 from cgd_stages.errors import UserError
 from cgd_stages.store.rows import digest_of
@@ -97,6 +97,8 @@ class ChatTemplate:
         name, chat = name or str(folder), chat or Chat()
         loaded = load_tokenizer(folder, name)
         files = loaded.folder if loaded.mended else None
+        if not (chat.template or _own(loaded.tokenizer)):
+            chat = chat.model_copy(update={"template": _of_processor(folder, name)})
         if chat.reasoning_parser is None and THINK.start in (chat.template or _own(loaded.tokenizer) or ""):
             chat = chat.model_copy(update={"reasoning_parser": PARSERS_OF_TYPES.get(_model_type(folder))})
         return cls(loaded.tokenizer, chat, name=name, stops=_stops(folder), files=files)
@@ -287,11 +289,11 @@ class ChatTemplate:
         for markup in self._marked_by_tokens:
             if seen.strip().startswith((markup.start, markup.header.strip() or markup.start)):
                 return self._seen.restored(split(seen, markup))
-        return split_text(text, lone_end=False)
+        return self._bare(split_text(text, lone_end=False))
 
     def split_text(self, text: str) -> Split:
         """A reply's thought and answer, from a text that shows the model's markers. See `end_marker`."""
-        return self._bare(split(text, self.markup, self.opened)) if self.markup else split_text(text, lone_end=False)
+        return self._bare(split(text, self.markup, self.opened) if self.markup else split_text(text, lone_end=False))
 
     def _bare(self, parts: Split) -> Split:
         """The parts without the words between an answer and the end of its turn."""
@@ -382,6 +384,20 @@ def _drops_system(speak: probe.Speak, messages: list[Message]) -> bool:
 def _own(tokenizer: Any) -> str | None:
     """The text of the model's own template; of several named ones the default."""
     return str(tokenizer.get_chat_template()) if getattr(tokenizer, "chat_template", None) else None
+
+
+def _of_processor(folder: Path, name: str) -> str | None:
+    """The text of a template that no tokenizer loads. Raises UserError where the model has one in no form that is read
+    here: it would be asked in a plain frame."""
+    if (path := folder / OLD_TEMPLATE).is_file():
+        return str(json.loads(path.read_text(encoding="utf-8"))["chat_template"])
+    if (folder / TEKKEN).is_file() and not (folder / WHOLE).is_file():
+        raise UserError(
+            f"{name} has no chat template: its {TEKKEN} leaves the prompts to mistral-common",
+            hint="Set chat.template to its maker's Jinja template, or take a revision with a tokenizer.json and a "
+            "chat_template.jinja.",
+        )
+    return None
 
 
 def token_ids(tokenizer: Any, text: str) -> list[int]:

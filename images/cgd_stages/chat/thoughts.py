@@ -111,6 +111,9 @@ MINIMAX = Markers("<mm:think>", "</mm:think>")
 FAMILIES = (HARMONY, S1, COHERE, COHERE4, MISTRAL, SEED, GEMMA, MUSE, LLAMA, APERTUS, SKY, MINIMAX, PLAMO, KIMI, THINK)
 """The markups of families whose templates do not show them; no ordinary text begins with one of their markers. A
 template that shows another one is read instead."""
+TAGS = tuple(Markers(f"<{word}>", f"</{word}>") for word in ("reasoning", "thought", "thinking"))
+"""What servers write around a thought that they leave in the text, whatever its model writes: Bedrock's, Google's and
+proxies. A model that runs here writes such words only where it is asked to."""
 
 PARSERS: dict[str, Markers] = {
     **dict.fromkeys(
@@ -148,12 +151,15 @@ _ENDS = re.compile(
     r"|<\uff5cend\u2581of\u2581sentence\uff5c>))+\s*\Z"
 )
 """The ends of turns in a text that a server gives with its special tokens."""
+_CONTROL = 0xF0000
+"""The first of the private characters that stand for control tokens."""
+_ANY_CONTROL = rf"[{chr(_CONTROL)}-{chr(sys.maxunicode)}]"
 _NAMED_LIKE_THOUGHT = re.compile(r"think|thought|reason|analysis|channel", re.IGNORECASE)
 
 
 def split(text: str, markup: Markers, opened: Opened = None) -> Split:
     """Split a reply by its model's markup. `opened`: see `Opened`."""
-    body = text.strip()
+    body = _with_plain_headers(text.strip(), markup)
     started = opened is True or body.startswith(markup.start)
     if opened is False and not started and not markup.header:
         while body.startswith(markup.end):  # the model closes once more what the prompt has closed
@@ -165,6 +171,16 @@ def split(text: str, markup: Markers, opened: Opened = None) -> Split:
     if started or (markup.header and any(_is_control(character) for character in body)):
         return Split("", _thought(body, markup), unfinished_thinking=True)
     return Split(body)
+
+
+def _with_plain_headers(text: str, markup: Markers) -> str:
+    """The text with the header of an answer as the markup has it: gpt-oss may name a format between its tokens, as in
+    `<|channel|>final <|constrain|>json<|message|>`."""
+    header = markup.header.strip()
+    if not (parts := re.fullmatch(rf"((?:<\||{_ANY_CONTROL}).*?)(<\|\w+\|>|{_ANY_CONTROL})", header)):
+        return text
+    name, last = map(re.escape, parts.groups())
+    return re.sub(rf"{name}[ \w]*(?:<\|constrain\|>)?\w*{last}", lambda _: header, text)
 
 
 def _answer(text: str, markup: Markers) -> str:
@@ -186,21 +202,20 @@ def _thought(text: str, markup: Markers) -> str:
 def _between(markup: Markers) -> re.Pattern[str]:
     """What stands between two messages of one reply, where each has a header in control tokens: the channel may be
     another one than that of thoughts, such as gpt-oss's commentary."""
-    control = rf"[{chr(_CONTROL)}-{chr(sys.maxunicode)}]"
-    again = re.split(rf"({control})", (markup.closing + markup.opening).strip())
+    again = re.split(rf"({_ANY_CONTROL})", (markup.closing + markup.opening).strip())
     if len(again) < 5:  # fewer than two control tokens
         return re.compile(re.escape(markup.closing + markup.opening))
     *fixed, _, last, rest = again
-    return re.compile("".join(map(re.escape, fixed)) + rf"[^{control[1:-1]}]*" + re.escape(last + rest))
+    return re.compile("".join(map(re.escape, fixed)) + rf"[^{_ANY_CONTROL[1:-1]}]*" + re.escape(last + rest))
 
 
-def split_text(text: str, *, lone_end: bool = True, with_end: bool = False) -> Split:
+def split_text(text: str, *, lone_end: bool = True, with_end: bool = False, tags: Iterable[Markers] = ()) -> Split:
     """Split the text of a server that has not done so, or of a model whose tokenizer has no markers: it may begin with
-    the opening marker of a family. `lone_end`: a `</think>` that nothing has opened ends a thought too, because the
-    server's template may have opened it. `with_end`: the server shows special tokens, so that the text may end in the
-    end of a turn, which is dropped."""
+    the opening marker of a family, or of one of the `tags`. `lone_end`: a `</think>` that nothing has opened ends a
+    thought too, because the server's template may have opened it. `with_end`: the server shows special tokens, so that
+    the text may end in the end of a turn, which is dropped."""
     body = text.strip()
-    markup = _family(body)
+    markup = _family(body, *tags)
     if markup or with_end:
         body = _ENDS.sub("", body)
     if markup:
@@ -215,19 +230,16 @@ def given_thought(text: str) -> str:
     return _thought(_ENDS.sub("", body), _family(body) or THINK)
 
 
-def _family(body: str) -> Markers | None:
+def _family(body: str, *more: Markers) -> Markers | None:
     """The family with whose marker the text begins."""
     begun = [
         markup
-        for markup in FAMILIES
-        if any(marker and body.startswith(marker) for marker in (markup.start, markup.header.strip()))
+        for markup in (*FAMILIES, *more)
+        for text in [_with_plain_headers(body, markup)]
+        if any(marker and text.startswith(marker) for marker in (markup.start, markup.header.strip()))
     ]
     # two families may open a thought alike, and end it differently
     return next((markup for markup in begun if markup.end in body), begun[0] if begun else None)
-
-
-_CONTROL = 0xF0000
-"""The first of the private characters that stand for control tokens."""
 
 
 def _is_control(character: str) -> bool:

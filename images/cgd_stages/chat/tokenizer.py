@@ -25,14 +25,18 @@ log = logging.getLogger(__name__)
 WHOLE, SETTINGS = "tokenizer.json", "tokenizer_config.json"
 TEMPLATE = "chat_template.jinja"
 """Where transformers reads a chat template first."""
+OLD_TEMPLATE = "chat_template.json"
+"""Where older models of pictures and texts have it: transformers reads it for a processor, and not for a tokenizer."""
+TEKKEN = "tekken.json"
+"""The tokenizer's file of mistral-common, whose code writes prompts without a chat template."""
 GENERIC = "PreTrainedTokenizerFast"
 """The class that runs tokenizer.json as it is, by the name that earlier transformers know too."""
 _FILES = (
     *(WHOLE, SETTINGS, "special_tokens_map.json", "added_tokens.json", "vocab.json", "vocab.txt", "merges.txt"),
-    *("tokenizer.model", "spiece.model", TEMPLATE, "chat_template.json"),
+    *("tokenizer.model", "spiece.model", TEMPLATE, OLD_TEMPLATE),
 )
 """All that transformers reads of a tokenizer with a tokenizer.json, but templates of other names, which go into the
-settings: a stored model has no folders. Not tekken.json, which it would prefer."""
+settings: a stored model has no folders. Not TEKKEN, which it would prefer."""
 _TEXTS = (
     "",
     "How many apples are left?\n\n  Ben has 12,345 of them;\tAnn's 7, and they'LL share 0.5e-3.",

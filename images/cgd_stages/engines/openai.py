@@ -138,7 +138,7 @@ class EndpointEngine:
 
     def _ask(self, request: Request, body: bytes) -> Completion:
         completion = completion_of(
-            request.name,
+            request,
             post(self._endpoint, body, self._patience.seconds(self._endpoint)),
             shows_special_tokens=shows_special_tokens(self._endpoint),
         )

@@ -7,7 +7,7 @@ import logging
 from typing import Any
 
 from cgd_stages.chat.messages import left_over_markers
-from cgd_stages.chat.thoughts import Split, given_thought, split_text
+from cgd_stages.chat.thoughts import TAGS, Split, given_thought, split_text
 from cgd_stages.contract import TEACHER_API_KEY, Chat, Endpoint
 from cgd_stages.engines.base import Completion, Request
 from cgd_stages.engines.openai_server import Failed
@@ -30,6 +30,8 @@ _BROKEN_OFF = {"error", "abort", "cancelled", "insufficient_system_resource", "n
 """Finish reasons of a text that the server itself has broken off: another try may end otherwise."""
 REFUSAL = "refusal"
 """The finish reason of a reply in which the model declines, and the field and the part that OpenAI has for it."""
+_THOUGHTS = {"thinking", "reasoning", "reasoning_text", "summary_text"}
+"""The types of a content's part that holds a thought: Anthropic's and Mistral's, and those of OpenAI's responses."""
 REDACTED = "redacted_thinking"
 ENCRYPTED = "reasoning.encrypted"
 """The type of Anthropic's part, and of OpenRouter's detail, with an encrypted thought."""
@@ -68,21 +70,23 @@ def shows_special_tokens(endpoint: Endpoint) -> bool:
     return endpoint.extra_body.get(SPECIAL_TOKENS) is False
 
 
-def completion_of(name: str, answer: Any, *, shows_special_tokens: bool) -> Completion:
+def completion_of(request: Request, answer: Any, *, shows_special_tokens: bool) -> Completion:
     """The reply in a server's answer. Raises Failed when there is none, or when the server has broken it off."""
+    asked = "".join(message["content"] for message in request.messages)
+    tags = [tag for tag in TAGS if tag.start not in asked]  # a prompt may ask for an answer in such tags
     try:
         choice, usage = answer["choices"][0], answer.get("usage")
         message = choice["message"]
         text, thought = map(_without_key, _texts(message))
         thought = given_thought(thought)
-        parts = split_text(text, lone_end=not thought, with_end=shows_special_tokens)
+        parts = split_text(text, lone_end=not thought, with_end=shows_special_tokens, tags=tags)
         if thought:
             parts = Split(parts.text, thought, unfinished_thinking=not parts.text)
         reason = REFUSAL if _declines(message) else _without_key(str(choice.get("finish_reason") or "stop"))
         if reason.lower() in _BROKEN_OFF:
             raise Failed(f"the server has broken off a text with {reason!r}", text[-100:])
         return Completion(
-            name=name,
+            name=request.name,
             text=parts.text,
             thinking=parts.thinking,
             unfinished_thinking=parts.unfinished_thinking,
@@ -115,13 +119,15 @@ def _written(usage: Any) -> int:
 
 def _texts(message: Any) -> tuple[str, str]:
     """The text and the thought of a message. The thought has a field of its own (vLLM's server and OpenRouter say
-    `reasoning`, DeepSeek and older servers `reasoning_content`), or is a part of the content, as Mistral and Anthropic
-    have it."""
+    `reasoning`, DeepSeek and older servers `reasoning_content`, MiniMax has `reasoning_details` alone), or is a part of
+    the content, as Mistral, Anthropic and Google have it."""
     texts, thoughts = list[str](), list[str]()
     for part in _parts(message):
         if part.get("type") != REDACTED:
-            (thoughts if part.get("type") in ("thinking", "reasoning") else texts).append(_flat(part))
-    fields = (message.get("reasoning"), message.get("reasoning_content"), thoughts)
+            is_thought = part.get("type") in _THOUGHTS or part.get("thought") is True
+            (thoughts if is_thought else texts).append(_flat(part))
+    details = [detail.get("text") or detail.get("summary") for detail in _details(message)]
+    fields = (message.get("reasoning"), message.get("reasoning_content"), thoughts, details)
     return "".join(texts) or _flat(message.get(REFUSAL)), next(filter(str.strip, map(_flat, fields)), "")
 
 
@@ -132,6 +138,12 @@ def _parts(message: Any) -> list[dict[str, Any]]:
     return [part if isinstance(part, dict) else {"type": "text", "text": part} for part in parts]
 
 
+def _details(message: Any) -> list[dict[str, Any]]:
+    """OpenRouter's and MiniMax's list of a thought's parts, some of which may be encrypted."""
+    details = message.get("reasoning_details")
+    return [one for one in details if isinstance(one, dict)] if isinstance(details, list) else []
+
+
 def _declines(message: Any) -> bool:
     """Whether the message is the model's refusal, in the field or in a part for it."""
     return bool(_flat(message.get(REFUSAL))) or any(part.get("type") == REFUSAL for part in _parts(message))
@@ -140,12 +152,12 @@ def _declines(message: Any) -> bool:
 def hides_thought(answer: Any) -> bool:
     """Whether a completion counts the tokens of a thought, or holds one that is encrypted."""
     match answer:
-        case {"usage": {"completion_tokens_details": {"reasoning_tokens": int(counted)}}} if counted > 0:
+        case {"usage": {"completion_tokens_details": {"reasoning_tokens": int(counted)}}} | {
+            "usage": {"reasoning_tokens": int(counted)}
+        } if counted > 0:
             return True
     message = answer["choices"][0]["message"]
-    details = message.get("reasoning_details")
-    given = [*_parts(message), *(details if isinstance(details, list) else [])]
-    return any(isinstance(one, dict) and one.get("type") in (REDACTED, ENCRYPTED) for one in given)
+    return any(one.get("type") in (REDACTED, ENCRYPTED) for one in (*_parts(message), *_details(message)))
 
 
 def _flat(part: Any) -> str:

@@ -78,7 +78,7 @@ def try_request(endpoint: Endpoint, chat: Chat, request: Request, where: str, pa
     for attempt in range(patience.tries):
         try:
             answer = post(endpoint, json.dumps(body).encode(), patience.seconds(endpoint))
-            completion = completion_of(request.name, answer, shows_special_tokens=shows_special_tokens(endpoint))
+            completion = completion_of(request, answer, shows_special_tokens=shows_special_tokens(endpoint))
             return Tried(completion, thinks=bool(completion.thinking) or hides_thought(answer))
         except Failed as failed:
             refuse_of_all(endpoint, failed)
@@ -97,7 +97,7 @@ def refuse_hidden_thoughts(endpoint: Endpoint, chat: Chat, request: Request, pat
     shown = endpoint.model_copy(update={"extra_body": {**endpoint.extra_body, SPECIAL_TOKENS: False}})
     try:
         answer = post(shown, json.dumps(request_body(shown, chat, request)).encode(), patience.seconds(shown))
-        completion = completion_of(request.name, answer, shows_special_tokens=True)
+        completion = completion_of(request, answer, shows_special_tokens=True)
     except Failed as failed:
         log.info("the endpoint does not show special tokens: %s", failed)
         return

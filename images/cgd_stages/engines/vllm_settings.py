@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from cgd_stages.chat.template import ChatTemplate
+from cgd_stages.chat.tokenizer import TEKKEN, WHOLE
 from cgd_stages.contract import Engine, Repetition, Sampling
 from cgd_stages.errors import GPU_HINT, TransientError, UserError
 
@@ -44,7 +45,7 @@ def vllm_arguments(model: Path, engine: Engine, template: ChatTemplate | None = 
     arguments = _arguments(model, engine, hardware)
     # vLLM must load the tokenizer that the template has: see `load_tokenizer`. Of a model with files of mistral-common,
     # too, vLLM 0.32 takes those by default.
-    if (model / "tekken.json").is_file() and (model / "tokenizer.json").is_file():
+    if (model / TEKKEN).is_file() and (model / WHOLE).is_file():
         arguments["tokenizer_mode"] = "hf"
     if template and template.files:
         arguments["tokenizer"] = str(template.files)
@@ -73,6 +74,7 @@ def _arguments(model: Path, engine: Engine, hardware: dict[str, Any]) -> dict[st
         "max_model_len": engine.max_model_len,
         "tensor_parallel_size": engine.tensor_parallel,
         "enable_prefix_caching": True,
+        "language_model_only": True,  # no memory, and no processor, for pictures that nobody sends
         "use_tqdm_on_load": False,
         "trust_remote_code": False,
         "seed": 0,

@@ -32,6 +32,8 @@ file for 10 minutes, see `train.SILENT_SECONDS`."""
 _REFUSED = re.compile(r"^- `(\w+)`:", re.MULTILINE)
 """The fields that a strict check of a generation config names."""
 _SAMPLING = {"temperature", "top_p", "min_p", "top_h", "typical_p", "top_k", "epsilon_cutoff", "eta_cutoff"}
+_PROCESSOR = ("preprocessor_config.json", "video_preprocessor_config.json", "processor_config.json")
+"""Files that vLLM and transformers want of a model that takes pictures, also where it is only asked texts."""
 _ODD = (
     *(ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, OSError, RuntimeError, TypeError),
     *(ValueError, StrictDataclassError),
@@ -62,6 +64,9 @@ def write(
     fields.pop("auto_map", None)  # no code is stored
     config.write_text(json.dumps(fields, indent=2))
     store_tokenizer(source, target, name=name, template=template)
+    for file in _PROCESSOR if "vision_config" in fields else ():
+        if (source / file).is_file():
+            shutil.copyfile(source / file, target / file)
 
 
 def tensors_of(model: Any) -> dict[str, Any]:
@@ -120,9 +125,17 @@ def try_export(
     """Write all of a student but its weights, as a training writes it at its end, and load that again.
 
     `folder` has the student's small files; `stored`: the tensors in its large ones, None where nobody knows. Raises
-    UserError for what could not be stored after the training, or would be read otherwise, and for weights that are not
-    those of the config.
+    UserError for what could not be trained, or not be stored after the training, or would be read otherwise, and for
+    weights that are not those of the config.
     """
+    from transformers import AutoModelForCausalLM
+
+    if type(config) not in AutoModelForCausalLM._model_mapping:
+        raise UserError(
+            f"the student {template.name} is of the type {config.model_type}, which transformers does not load as a "
+            "language model, so it cannot be trained",
+            hint="Take another spec.student.model. Of a model of pictures and texts its maker may have one of texts.",
+        )
     with tempfile.TemporaryDirectory(prefix="export-") as scratch:
         target = Path(scratch, "model")
         try:

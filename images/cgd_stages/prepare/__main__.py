@@ -231,11 +231,11 @@ def _refuse_untrainable(checked: Checked, work: Train, stored: list[resolve.Tens
             f"spec.training.routerLossWeight is set, but {student.model.name} {lack}",
             hint="Leave spec.training.routerLossWeight out.",
         )
+    try_export(checked.folder, config, checked.template, stored)
     if work.adapter:
         targets.refuse(config, checked.template.tokenizer, work.adapter)
         if work.learning_rate < targets.LEAST_RATE:
             log.warning("spec.training.learningRate is %g: an adapter learns little", work.learning_rate)
-    try_export(checked.folder, config, checked.template, stored)
     if work.packing:
         try_packing(config)
 

@@ -66,6 +66,16 @@ def test_a_form_can_be_named() -> None:
     assert learned(template, "hm") == "[THINK]hm[/THINK]4<|im_end|>"
 
 
+@pytest.mark.parametrize(
+    ("name", "parser"), [("qwen3", "mistral"), ("deepseekv3", "seed_oss"), ("gptoss", "qwen3"), ("glm4moe", "granite")]
+)
+def test_the_form_of_another_family_is_refused(name: str, parser: ReasoningParser) -> None:
+    tokenizer = stand_in.tokenizer(stand_in.template(name))
+    assert ChatTemplate(tokenizer, name=name).markup is not None
+    with pytest.raises(UserError, match=f"{name} has thoughts that end with .* chat.reasoningParser {parser} end"):
+        ChatTemplate(tokenizer, Chat(reasoning_parser=parser), name=name)
+
+
 def test_every_name_that_a_manifest_may_give_has_its_markers() -> None:
     assert set(PARSERS) == set(get_args(ReasoningParser))
 
@@ -242,6 +252,16 @@ def test_the_ids_at_which_a_generation_ends_are_those_of_the_models_folder(tmp_p
     config = folder / "generation_config.json"
     config.write_text('{"eos_token_id": [0, 1, 2]}')
     assert len(ChatTemplate.load(folder)._stops) == 3
+
+
+def test_words_that_end_a_reply_are_no_part_of_its_answer() -> None:
+    """As in templates without tokens of their own."""
+    source = "{% for m in messages %}### {{ m.role }}\n{{ m.content }}\n### End\n{% endfor %}"
+    template = of(source + "{% if add_generation_prompt %}### assistant\n{% endif %}", end="<|endoftext|>")
+    assert learned(template) == "4\n### End\n<|endoftext|>"
+    ids = stand_in.ids(template.tokenizer, learned(template))
+    text = template.tokenizer.decode(ids, skip_special_tokens=True)
+    assert template.split(ids, text).text == template.split_text(text).text == "4"
 
 
 # --- blanks -----------------------------------------------------------------------------------------------------------

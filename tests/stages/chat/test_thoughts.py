@@ -9,6 +9,9 @@ from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.chat.thoughts import FAMILIES, HARMONY, Markers, Split, split_text
 from cgd_stages.contract import Chat
 
+JSON = "<|end|><|start|>assistant<|channel|>final <|constrain|>json<|message|>"
+"""As gpt-oss begins an answer whose format it names."""
+
 
 @pytest.mark.parametrize(
     ("output", "text", "thinking", "unfinished"),
@@ -117,6 +120,9 @@ def test_where_the_prompt_has_closed_the_thought_all_is_answer_unless_the_reply_
             "<|channel|>commentary<|message|>One.<|end|><|start|>assistant" + HARMONY.opening + "Two." + HARMONY.bridge,
             Split("", "One.\nTwo."),
         ),
+        (HARMONY.opening + "One." + JSON + '{"sum": 4}<|return|>', Split('{"sum": 4}', "One.")),
+        (HARMONY.opening + "One." + JSON.replace("<|constrain|>", "") + "4", Split("4", "One.")),
+        (HARMONY.opening + "One.<|end|><|start|>assistant<|channel|>final", Split("", "One.\nfinal", True)),
         ("It is 4.", Split("It is 4.")),
         ("analysisWe add.assistantfinalIt is 4.", Split("analysisWe add.assistantfinalIt is 4.")),
     ],
@@ -186,6 +192,8 @@ def test_a_model_without_tokens_for_thoughts_may_spell_them_out() -> None:
         ("<|im_start|>think\nadd\n<|im_start|>answer\nIt is 4.<|im_end|>", Split("It is 4.", "add")),
         (HARMONY.opening + "Add." + HARMONY.bridge + "It is 4.<|return|>", Split("It is 4.", "Add.")),
         (HARMONY.header + "It is 4.<|return|>", Split("It is 4.")),
+        (HARMONY.opening + "Add." + JSON + '{"sum": 4}<|return|>', Split('{"sum": 4}', "Add.")),
+        ("<|channel|>final <|constrain|>json<|message|>4<|return|>", Split("4")),
         ("[THINK]hm[/THINK]It is 4.</s>", Split("It is 4.", "hm")),
         ("[THINK]hm", Split("", "hm", unfinished_thinking=True)),
         ("<|START_THINKING|>hm<|END_THINKING|><|START_RESPONSE|>4<|END_RESPONSE|>", Split("4", "hm")),

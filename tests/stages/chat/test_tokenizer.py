@@ -3,6 +3,7 @@ stored such that it does so everywhere."""
 
 import json
 import shutil
+from base64 import b64encode
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from transformers import AutoTokenizer, LlamaTokenizer, TokenizersBackend
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.chat.tokenizer import load_tokenizer, store_tokenizer
 from cgd_stages.contract import Chat
+from cgd_stages.errors import UserError
 
 TEXT = "How many apples\n are  left?\tAnn has 12."
 NAMES = ("snapshots/0f3a", "deepseek-ai/DeepSeek-R1-Distill-Llama-8B", "deepseek-ai/deepseek-coder-6.7b")
@@ -155,6 +157,44 @@ def test_a_template_of_the_run_is_stored_in_place_of_the_models_own(tiny_model, 
     store_tokenizer(tiny_model, tmp_path, name="team/model", template=own)
     assert AutoTokenizer.from_pretrained(tmp_path).chat_template == own
     assert "chat_template" not in json.loads((tmp_path / "tokenizer_config.json").read_text())
+
+
+def test_a_template_in_a_processors_file_is_the_models_and_enters_its_digest(tmp_path):
+    """Older models of pictures have it there. No tokenizer reads it, and they were asked in a plain frame."""
+    model = tiny.make(tmp_path / "model", template=None)
+    before = ChatTemplate.load(model)
+    (model / "chat_template.json").write_text(json.dumps({"chat_template": tiny.TEMPLATE}))
+    assert AutoTokenizer.from_pretrained(model).chat_template is None
+    template = ChatTemplate.load(model)
+    asked = [{"role": "user", "content": "2 + 2?"}]
+    assert not before.templated
+    assert template.render(asked).text == f"{tiny.START}user\n2 + 2?{tiny.END}\n{tiny.START}assistant\n"
+    assert template.identity() != before.identity() == {}
+    tiny.change(model / "tokenizer_config.json", chat_template="Note. " + tiny.TEMPLATE)
+    assert ChatTemplate.load(model).render(asked).text.startswith("Note. ")
+
+
+def tekken() -> dict[str, object]:
+    """A tokenizer of bytes as mistral-common has it."""
+    tokens = [
+        {"rank": rank, "token_bytes": b64encode(bytes([rank])).decode(), "token_str": None} for rank in range(256)
+    ]
+    special = ["<unk>", "<s>", "</s>", "[INST]", "[/INST]", "<pad>"]
+    config = {"pattern": r"\S+|\s+", "num_vocab_tokens": 256, "default_vocab_size": 262, "version": "v11"}
+    controls = [{"rank": rank, "token_str": token, "is_control": True} for rank, token in enumerate(special)]
+    return {"config": config | {"default_num_special_tokens": 6}, "vocab": tokens, "special_tokens": controls}
+
+
+def test_a_model_whose_prompts_only_mistral_common_writes_is_refused_unless_a_template_is_given(tmp_path):
+    model = tiny.make(tmp_path / "model", template=None)
+    (model / "tekken.json").write_text(json.dumps(tekken()))
+    assert not ChatTemplate.load(model).templated  # a base model
+    (model / "tokenizer.json").unlink()
+    (model / "tokenizer_config.json").unlink()
+    with pytest.raises(UserError, match=r"team/model has no chat template: its tekken\.json") as refused:
+        ChatTemplate.load(model, name="team/model")
+    assert "chat.template" in refused.value.hint
+    assert ChatTemplate.load(model, Chat(template=tiny.TEMPLATE), name="team/model").templated
 
 
 @pytest.mark.parametrize("listed", [True, False])

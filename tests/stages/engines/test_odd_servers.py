@@ -184,11 +184,36 @@ def test_no_text_is_lost_for_the_way_in_which_a_server_counts(serve, usage, read
         ({"content": "<think></think>4"}, "4", ""),
         ({"content": "<think>a</think>4", "reasoning": "a"}, "4", "a"),
         ({"content": "4<think>"}, "4<think>", ""),
+        ({"content": "<reasoning>hm</reasoning>\n4"}, "4", "hm"),  # Bedrock's
+        ({"content": "<thought>hm</thought>4 <b>"}, "4 <b>", "hm"),  # Google's
+        ({"content": "\n<thinking>\nhm\n</thinking>\n\n4"}, "4", "hm"),
+        ({"content": "I wrote <reasoning>."}, "I wrote <reasoning>.", ""),
+        ({"content": "4", "reasoning_details": [{"type": "reasoning.text", "text": "hm"}, ENCRYPTED]}, "4", "hm"),
+        ({"content": "4", "reasoning_details": [{"type": "reasoning.summary", "summary": "hm"}]}, "4", "hm"),
+        ({"content": "4", "reasoning": "hm", "reasoning_details": [{"text": "h"}, {"text": "m"}]}, "4", "hm"),
+        ({"content": [{"type": "reasoning_text", "text": "hm"}, {"type": "output_text", "text": "4"}]}, "4", "hm"),
+        ({"content": [{"text": "hm", "thought": True}, {"text": "4"}]}, "4", "hm"),
     ],
 )  # fmt: skip
 def test_text_and_thought_are_read_whatever_they_are_wrapped_into(serve, message, text, thinking):
     answer = 200, {}, {"choices": [{"message": message, "finish_reason": "stop"}]}
     assert reply_to(serve, answer) == Completion("q", text, "stop", 0, 0, thinking)
+
+
+@pytest.mark.parametrize("tag", ["reasoning", "thought", "thinking"])
+def test_tags_that_the_prompt_asks_for_are_a_part_of_the_answer(serve, tag):
+    """As in prompts that want an answer in two parts."""
+    text = f"<{tag}>2 and 2</{tag}><answer>4</answer>"
+    server = serve(lambda question, before: chat(text))
+    asked = f"2 + 2? Write <{tag}> ... </{tag}>, then <answer> ... </answer>."
+    assert ask(server.url, [asked])[asked] == Completion(asked, text, "stop", 3, 2)
+
+
+def test_a_tag_that_does_not_end_is_a_thought_without_an_answer(serve):
+    reply = reply_to(serve, chat("<reasoning>2 and 2 make \\boxed{4}"))
+    assert isinstance(reply, Completion)
+    assert reply.thinking == "2 and 2 make \\boxed{4}"
+    assert (fault(reply, Repetition()) or ("",))[0] == "unfinished_thought"
 
 
 @pytest.mark.parametrize(

@@ -104,6 +104,7 @@ def test_the_arguments_hold_what_the_manifest_says(tmp_path):
     given = vllm_arguments(tmp_path, Engine(quantization="fp8", kv_cache_dtype="fp8", speculative=drafts))
     assert (given["quantization"], given["kv_cache_dtype"]) == ("fp8", "fp8")
     assert given["speculative_config"] == {"method": "ngram", "num_speculative_tokens": 3}
+    assert given["language_model_only"]
     assert not vllm_arguments(tmp_path, Engine()).keys() & {"quantization", "kv_cache_dtype", "speculative_config"}
 
 

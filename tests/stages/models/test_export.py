@@ -9,7 +9,7 @@ import pytest
 import torch
 from support import families, tiny
 from tokenizers import Tokenizer
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, Gemma3Config, GenerationConfig, Mistral3Config
 
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Chat, Model
@@ -86,6 +86,45 @@ def test_every_family_can_be_stored(family: str, tiny_model: Path, tmp_path: Pat
     model = shutil.copytree(tiny_model, tmp_path / "model")
     families.config_of(family).save_pretrained(model)
     tried(model)
+
+
+PICTURES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 1, "num_attention_heads": 2}
+PICTURES |= {"image_size": 28, "patch_size": 14}
+
+
+def sees(config: type, folder: Path, **changes: Any) -> Path:
+    """The tiny model's files beside the config of a model of pictures and texts."""
+    model = tiny.make(folder)
+    text = families.SHARED | {"vocab_size": 512} | changes
+    config(text_config=text, vision_config=PICTURES, pad_token_id=0, eos_token_id=2).save_pretrained(model)
+    (model / "preprocessor_config.json").write_text('{"image_processor_type": "Gemma3ImageProcessor"}')
+    return model
+
+
+def test_a_model_of_pictures_and_texts_keeps_the_file_of_its_pictures(tmp_path: Path) -> None:
+    """vLLM and transformers load no such model without it."""
+    source = sees(Gemma3Config, tmp_path / "gemma", sliding_window=32)
+    tried(source)
+    model = AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(source))
+    export.write(model, tmp_path / "stored", source=source, name="team/model", dtype="float32", template=None)
+    kept = tmp_path / "stored" / "preprocessor_config.json"
+    assert kept.read_bytes() == (source / "preprocessor_config.json").read_bytes()
+
+
+def test_of_a_model_that_is_stored_without_its_pictures_no_such_file_is_kept(tmp_path: Path) -> None:
+    source = student(tmp_path / "model")
+    (source / "preprocessor_config.json").write_text("{}")
+    model = AutoModelForCausalLM.from_pretrained(source)
+    export.write(model, tmp_path / "stored", source=source, name="team/model", dtype="float32", template=None)
+    assert not (tmp_path / "stored" / "preprocessor_config.json").exists()
+
+
+def test_a_type_of_which_transformers_has_no_language_model_is_refused_by_name(tmp_path: Path) -> None:
+    with pytest.raises(
+        UserError, match="team/model is of the type mistral3, which transformers does not load"
+    ) as raised:
+        tried(sees(Mistral3Config, tmp_path / "model", model_type="mistral"))
+    assert "spec.student.model" in raised.value.hint
 
 
 def test_gpt_oss_as_its_maker_stores_it_can_be_stored(tmp_path: Path) -> None:
