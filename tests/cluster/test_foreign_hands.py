@@ -107,6 +107,23 @@ async def test_a_child_that_is_deleted_while_it_runs_is_made_again_when_nothing_
         await world.until(lambda: has_child(world, "answer"))
 
 
+async def test_a_child_whose_labels_somebody_has_removed_has_them_again_and_the_run_goes_on(world: Any) -> None:
+    """The operator finds children by their labels alone: without them it would wait for its end for ever."""
+    async with world.operator():
+        await world.apply()
+        await world.until(lambda: has_child(world, "prepare"))
+        meta = (await child(world, "prepare"))["metadata"]
+        await world.client.patch(JOB, meta["name"], "default", {"metadata": {"labels": None}})
+
+        async def has_labels() -> bool:
+            found = await world.client.get(JOB, meta["name"], "default")
+            return bool(found["metadata"].get("labels") == meta["labels"])
+
+        await world.until(has_labels)
+        await world.play("prepare")
+        await world.until(lambda: has_child(world, "answer"))
+
+
 async def jobs_of(world: Any, uid: str) -> list[str]:
     jobs = (await world.client.list(JOB, "default", labels=f"{UID_LABEL}={uid}"))[0]
     return [job["metadata"]["labels"][STAGE_LABEL] for job in jobs]

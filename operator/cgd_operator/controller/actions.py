@@ -138,7 +138,12 @@ class Actor:
             objects.children.append(await self.cluster.create(kind, body))
             log.info("%s/%s: started %s (%s)", run.namespace, run.name, child.stage, child.name)
         except AlreadyExists:
-            if existing := await self.cluster.get(kind, child.name, run.namespace):
+            existing = await self.cluster.get(kind, child.name, run.namespace)
+            if existing and (lost := body["metadata"]["labels"].keys() - existing["metadata"].get("labels", {}).keys()):
+                labels = {name: body["metadata"]["labels"][name] for name in lost}  # it is found by them alone
+                existing = await self.cluster.patch(kind, child.name, run.namespace, {"metadata": {"labels": labels}})
+                log.warning("%s/%s: %s has its labels again: %s", run.namespace, run.name, child.name, sorted(lost))
+            if existing:
                 objects.children.append(existing)
 
     async def _suspend(self, run: Run, facts: ChildFacts, suspend: bool, objects: RunObjects) -> None:
