@@ -7,10 +7,12 @@ The first rule that finds something decides:
    takes back what came before it: then only the text behind it counts.
 3. what the text announces: "The answer is"; in its last sentence also "The solutions are"; on the next line, if need be
 4. an option with its text at the beginning, `D) 0.25`; yes or no at the beginning of the last line, or said in it
-5. in the last sentence that has any: the last formula, else the last result of a computation, else the last number or
-   expression that is written without dollar signs. What only explains it does not count.
+5. of the last sentences the last one that has any: the last formula, else the last result of a computation, else the
+   last number or expression that is written without dollar signs. What only explains it does not count, and a sentence
+   that leaves open which value is meant has none (`prose`).
 
-Remarks at the end ("Note that ...", "We may check our answer: ...") count only if nothing else does.
+Remarks at the end ("Note that ...", "We may check our answer: ...") count only if nothing else does, and what the text
+denies anywhere ("but 3 is extraneous") is no answer.
 
 math-verify 0.9 has other rules: its last match wins, also a number inside a longer formula, and a withdrawn box counts.
 """
@@ -107,8 +109,9 @@ _NEGATED = re.compile(
 
 def _without_denied(text: str) -> tuple[str, set[str]]:
     """The text without the values that it says are none, and these values."""
-    values = (value for denial in _NEGATED.finditer(text) for value in re.findall(_VALUE, denial[0], re.IGNORECASE))
-    return _NEGATED.sub("", text), {bare(sides_of(value)[-1]) for value in values}
+    denials = [denial[0] for denial in _NEGATED.finditer(text)]
+    values = (value for denial in denials for value in re.findall(_VALUE, denial, re.IGNORECASE))
+    return _NEGATED.sub("", text) if denials else text, {bare(sides_of(value)[-1]) for value in values}
 
 
 def _left(found: str, denied: Collection[str]) -> str:
