@@ -129,7 +129,8 @@ def try_export(
             model = _without_weights(folder, config)
             if stored and quantization(config) is None and (unlike := _unlike(model, stored)):
                 raise UserError(
-                    f"the weights of the student {template.name} are not those that its config.json describes: {unlike}",
+                    f"the weights of the student {template.name} are not those that its config.json describes: "
+                    f"{unlike}",
                     hint="Take a spec.student.model whose config.json and safetensors belong together.",
                 )
             write(
