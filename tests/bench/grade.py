@@ -452,7 +452,7 @@ def watched_verdicts(
 
 
 def forget() -> None:
-    for cached in (spelling.spell, expressions.parsed, expressions.set_of, prose.sentences):
+    for cached in (spelling.spell, expressions.parsed, expressions.set_of, prose.sentences, extraction.find_answer):
         cached.cache_clear()
 
 

@@ -7,10 +7,12 @@ The first rule that finds something decides:
    takes back what came before it: then only the text behind it counts.
 3. what the text announces: "The answer is"; in its last sentence also "The solutions are"; on the next line, if need be
 4. an option with its text at the beginning, `D) 0.25`; yes or no at the beginning of the last line, or said in it
-5. in the last sentence that has any: the last formula, else the last result of a computation, else the last number or
-   expression that is written without dollar signs. What only explains it does not count.
+5. of the last sentences the last one that has any: the last formula, else the last result of a computation, else the
+   last number or expression that is written without dollar signs. What only explains it does not count, and a sentence
+   that leaves open which value is meant has none (`prose`).
 
-Remarks at the end ("Note that ...", "We may check our answer: ...") count only if nothing else does.
+Remarks at the end ("Note that ...", "We may check our answer: ...") count only if nothing else does, and what the text
+denies anywhere ("but 3 is extraneous") is no answer.
 
 math-verify 0.9 has other rules: its last match wins, also a number inside a longer formula, and a withdrawn box counts.
 """
@@ -18,6 +20,7 @@ math-verify 0.9 has other rules: its last match wins, also a number inside a lon
 import re
 from collections.abc import Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Literal
 
 from cgd_stages.grading.formulas import (
@@ -69,6 +72,7 @@ TAIL = 4000
 """The last characters of an output in which an unmarked answer is looked for."""
 
 
+@lru_cache(maxsize=8)  # an output is asked once for each of its right answers
 def find_answer(output: str, *, in_words: bool = False) -> FoundAnswer:
     """The answer of a text. `source` tells a boxed answer from one that was found in the words. `in_words`: words are
     asked for, such as a name or a day, so the last sentence's words count before its numbers."""
@@ -105,10 +109,18 @@ _NEGATED = re.compile(
 """A value that the text says is none."""
 
 
+_DENIES = re.compile(
+    r"not|n['\u2019]t|instead|rather|reject|discard|wrong|incorrect|impossible|extraneous|excluded|invalid|too|fail|than",
+    re.IGNORECASE,
+)
+"""A part of every denial, which is faster looked for."""
+
+
 def _without_denied(text: str) -> tuple[str, set[str]]:
     """The text without the values that it says are none, and these values."""
-    values = (value for denial in _NEGATED.finditer(text) for value in re.findall(_VALUE, denial[0], re.IGNORECASE))
-    return _NEGATED.sub("", text), {bare(sides_of(value)[-1]) for value in values}
+    denials = [denial[0] for denial in _NEGATED.finditer(text)] if _DENIES.search(text) else []
+    values = (value for denial in denials for value in re.findall(_VALUE, denial, re.IGNORECASE))
+    return _NEGATED.sub("", text) if denials else text, {bare(sides_of(value)[-1]) for value in values}
 
 
 def _left(found: str, denied: Collection[str]) -> str:
@@ -292,7 +304,7 @@ def _yes_or_no(text: str) -> str:
 
 def _lettered(text: str) -> str:
     """The first line, if it is an option with its text and no other line is: `D) 0.25`; or the letter at the end."""
-    if last := _LETTER_AT_END.search(text) or _REASONED_LETTER.match(text):
+    if last := _LETTER_AT_END.search(text, max(0, len(text) - 200)) or _REASONED_LETTER.match(text):
         return str(next(filter(None, last.groups())))
     options = _OPTION.findall(text)
     if len(options) == 1 and re.match(rf"\W*{re.escape(options[0])}", text):

@@ -37,6 +37,8 @@ FLOATS = ("F64", "F32", "F16", "BF16")
 MXFP4 = "mxfp4"
 """The quantization of gpt-oss, which transformers undoes for a training."""
 MOST_GPUS = 64
+_MOST = {"num_hidden_layers": 10_000, "hidden_size": 1 << 20, "vocab_size": 1 << 28, "max_position_embeddings": 1 << 40}
+"""More than in any model: transformers builds as many layers as a config says, without an end."""
 CHANGES: tuple[dict[str, Any], ...] = (
     {"activation_checkpointing": "auto"},
     {"zero_stage": 2},
@@ -86,6 +88,9 @@ def read_config(folder: Path, model: Model, where: str) -> Any:
         heads, groups = (getattr(text, f"num_{kind}_heads", None) for kind in ("attention", "key_value"))
         if isinstance(heads, int) and isinstance(groups, int) and (groups < 1 or heads % groups):
             raise ValueError(f"{heads} attention heads cannot share {groups} of keys and values (num_key_value_heads)")
+        for field, most in _MOST.items():
+            if isinstance(size := getattr(text, field, None), int) and not 1 <= size <= most:
+                raise ValueError(f"{field} is {size} in config.json: no model has that")
         if not getattr(config, "return_dict", True):
             raise ValueError("config.json sets return_dict to false: no program here reads such outputs")
     return config

@@ -425,3 +425,12 @@ def test_a_quantization_without_a_method_is_one():
     config = LlamaConfig()
     config.quantization_config = {}
     assert fit.quantization(config) == "None"
+
+
+@pytest.mark.parametrize("size", [0, -1, 1_000_000_000])
+def test_a_config_with_an_impossible_number_of_layers_is_refused_at_once(tmp_path: Path, size: int) -> None:
+    """transformers takes -1 for none until the weights come, and builds a thousand million without an end."""
+    model = tiny.make(tmp_path / "model")
+    tiny.change(model / "config.json", num_hidden_layers=size)
+    with pytest.raises(UserError, match=rf"num_hidden_layers is {size} in config\.json"):
+        fit.read_config(model, Model(name="team/model"), "spec.student")
