@@ -27,7 +27,8 @@ from cgd_stages.chat.example import Unusable
 from cgd_stages.chat.template import ChatTemplate
 from cgd_stages.contract import Critique, Model, Rows, Score, StageFacts
 from cgd_stages.engines.replies import rejection
-from cgd_stages.engines.scorer import Scorer, Scores, TokenText, is_sound
+from cgd_stages.engines.scorer import Scorer, Scores, is_sound
+from cgd_stages.engines.vllm import TokenText
 from cgd_stages.errors import RowsLost, UserError
 from cgd_stages.method.examples import row_example, wording
 from cgd_stages.models import resolve
