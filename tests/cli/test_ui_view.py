@@ -34,6 +34,13 @@ def test_a_run_without_any_status_is_new() -> None:
     assert told["who"].startswith("The operator")
 
 
+def test_a_stage_with_rounds_says_in_which_it_is_and_what_it_waits_for() -> None:
+    stages = [{"name": "score-gkd", "state": "Running", "round": "3 of 12, waits for rollout-gkd"}]
+    run = manifest() | {"status": {"state": "Scoring", "stage": "score-gkd", "stages": stages}}
+    [told] = detail(served(run), [])["stages"]
+    assert told["message"] == "round 3 of 12, waits for rollout-gkd"
+
+
 def test_a_run_at_work_tells_its_stage_and_figures() -> None:
     told = summary(served(STATES["half of the answers"]))
     assert (told["state"], told["look"], told["why"]) == ("Answering", "work", "")

@@ -167,17 +167,17 @@ METHODS: dict[str, dict[str, Any]] = {
 }
 
 
-def test_a_student_learns_what_the_teacher_thinks_of_its_own_samples_which_no_stored_text_teaches(world: World) -> None:
+@pytest.mark.parametrize("name", METHODS)
+def test_a_student_learns_what_the_teacher_thinks_of_its_own_samples_which_no_stored_text_teaches(
+    world: World, name: str
+) -> None:
     world.run(world.work("refinedsft", objective="RefinedSFT").model_copy(update={"on_policy": None}))
+    world.run(world.work(name, **METHODS[name]))
     start, taught = on_own_samples(world, loaded(world.start)), on_own_samples(world, world.model("refinedsft"))
-    told = {"start": start, "refinedsft": taught}
-    for name, changes in METHODS.items():
-        world.run(world.work(name, **changes))
-        told[name] = on_own_samples(world, world.model(name))
-    print(told)
-    for name in METHODS:
-        assert told[name] < 0.5 * start, told
-        assert told[name] < 0.5 * taught, told
+    learned = on_own_samples(world, world.model(name))
+    print(f"{name}: KL to the teacher on its own samples {learned:.3f}, start {start:.3f}, RefinedSFT {taught:.3f}")
+    assert learned < 0.5 * start
+    assert learned < 0.5 * taught
 
 
 def test_rollout_and_score_that_are_killed_in_the_middle_go_on_and_double_nothing(world: World) -> None:

@@ -27,7 +27,8 @@ CUT = "length"
 
 @dataclass(frozen=True)
 class Prompt(TokenText):
-    """A context, `ids[:start]`, of which at most `most` more tokens are sampled, by a seed of its own."""
+    """A context, `ids[:start]`, of which at most `most` more tokens are sampled, by a seed of its own where the device
+    can do that."""
 
     most: int
     seed: int
@@ -51,9 +52,13 @@ class Sampler:
         self._llm, self._stops = start_vllm(model, engine, template), list(template.extra_stops)
         config = self._llm.vllm_config
         self._room = 2 * int(config.scheduler_config.max_num_seqs)
+        device = config.device_config.device_type
+        # vLLM 0.32 turns back the generator of a seeded request whose prompt took more than one step, which torch's
+        # generators for CPUs cannot do: the engine dies. There all requests draw from one generator.
+        self._seeded = device != "cpu"
         self.settings = {
             "engine": "vllm",
-            "device": config.device_config.device_type,
+            "device": device,
             "maxModelLen": int(config.model_config.max_model_len),
         }
 
@@ -90,7 +95,7 @@ class Sampler:
             top_p=1.0,
             top_k=0,
             min_p=0.0,
-            seed=prompt.seed,
+            seed=prompt.seed if self._seeded else None,
             logprobs=0,
             flat_logprobs=False,
             detokenize=False,

@@ -271,15 +271,15 @@ def _child(run: Run, work: _Work, backend: Backend, sizes: Sizes = UNKNOWN) -> C
         after=work.after,
         make_task=partial(_task_of, run, work),
         grace_seconds=_grace(run.spec, sizes.checkpoint) if training else GRACE_SECONDS,
-        load=_load(run.spec, work.pool, gpus, sizes),
+        load=_load(run.spec, work, gpus, sizes),
     )
 
 
-def _load(spec: CGDRunSpec, pool: PoolName, gpus: int, sizes: Sizes) -> Load:
-    weights = {"student": sizes.student, "training": sizes.student, "teacher": sizes.teacher, "cpu": 0}[pool]
+def _load(spec: CGDRunSpec, work: _Work, gpus: int, sizes: Sizes) -> Load:
+    weights = {"student": sizes.student, "training": sizes.student, "teacher": sizes.teacher, "cpu": 0}[work.pool]
     kept = spec.model_cache is not None
-    if pool != "training":
-        return Load(gpus, weights, kept)
+    if work.pool != "training":
+        return Load(gpus, weights, kept, taken=weights if work.stage.kind == "rollout" else 0)
     parameters = weights // 2  # most are stored in two bytes
     offloaded = 12 * parameters // spec.training.workers if spec.training.offload != "none" else 0
     return Load(gpus, weights, kept, sizes.checkpoint, offloaded)

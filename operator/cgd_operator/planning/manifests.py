@@ -40,7 +40,15 @@ GIVEN_UP = "cgd.dev/given-up"
 SCRATCH, TMP, INPUTS, PROGRESS, CA = "/scratch", "/tmp", "/etc/cgd/inputs", "/etc/cgd/progress", "/etc/cgd/ca"  # noqa: S108
 MODELS = "/models"
 """Where the cluster's cache of models is mounted."""
-LOADS = (contract.Fetch, contract.Generate, contract.Train, contract.Evaluate, contract.Harness)
+LOADS = (
+    contract.Fetch,
+    contract.Generate,
+    contract.Rollout,
+    contract.Score,
+    contract.Train,
+    contract.Evaluate,
+    contract.Harness,
+)
 """The work that needs the weights of a model; only Fetch may write them."""
 TERMINATION_LOG = "/dev/termination-log"
 

@@ -5,7 +5,8 @@ A ResourceQuota refuses pods without requests, and a node evicts them first. The
 
     cpu                 1, or 2 for each GPU: the smallest machines with a GPU have 4 processors for it
     memory              4Gi, for each GPU; and the weights, which pass through the host's memory
-    ephemeral-storage   4Gi; and the weights, unless the cluster keeps them; of a training two checkpoints besides
+    ephemeral-storage   4Gi; and the weights, unless the cluster keeps them; of a training two checkpoints besides; of
+                        what samples for one, the weights of a round
 
 With `training.offload` the optimizer's numbers are in the host's memory: 12 bytes for each parameter, over all pods.
 A run in a Kueue queue gets none of them, because a ClusterQueue that does not count a resource never admits a child
@@ -46,6 +47,8 @@ class Load:
     checkpoint: int = 0
     offloaded: int = 0
     """Of the host's memory, for what a training keeps there."""
+    taken: int = 0
+    """Of other weights that it takes while it works."""
 
 
 NOTHING = Load()
@@ -55,7 +58,7 @@ def requests(load: Load, given: Resources) -> dict[str, str | int]:
     """The requests of a pod: the user's own, and the floor of each resource that the user names nowhere. A limit
     without a request is its request, as everywhere in Kubernetes."""
     memory = 4 * max(load.gpus, 1) * GI + load.weights + load.offloaded
-    disk = 4 * GI + (0 if load.kept else load.weights) + 2 * load.checkpoint
+    disk = 4 * GI + (0 if load.kept else load.weights) + 2 * load.checkpoint + load.taken
     floor = {"cpu": str(2 * load.gpus or 1), "memory": _quantity(memory), "ephemeral-storage": _quantity(disk)}
     asked = {name: least for name, least in floor.items() if name not in given.limits}
     return {**asked, **given.requests}

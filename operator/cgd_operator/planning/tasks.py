@@ -76,7 +76,7 @@ def fetch(spec: CGDRunSpec) -> contract.Fetch:
 
 def generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
     own = roles == ("answer",)
-    served = spec.student if own else spec.teacher
+    writer = spec.student if own else spec.teacher
     return contract.Generate(
         roles=roles,
         sampling=_sampling(spec, roles),
@@ -85,9 +85,9 @@ def generate(spec: CGDRunSpec, *roles: contract.Role) -> contract.Generate:
         unfinished=spec.generation.answer.unfinished if own else "reject",
         model=served.student(spec) if own else served.teacher(spec),
         endpoint=None if own else _endpoint(spec),
-        engine=contract.Engine.part_of(served),
-        chat=served.chat(served),
-        shards=served.shards,
+        engine=contract.Engine.part_of(writer),
+        chat=served.chat(writer),
+        shards=writer.shards,
         max_rejected=spec.generation.max_rejected,
     )
 

@@ -42,6 +42,24 @@ def test_a_pod_asks_for_what_its_model_needs() -> None:
     assert asked(this, "train-cgd") == {"cpu": "16", "memory": "48Gi", "ephemeral-storage": "132Gi"}
 
 
+SAMPLING = {"training.objectives": [], "training.variants": [{"name": "gkd", "kind": "GKD"}]}
+
+
+def test_what_samples_has_disk_for_the_weights_of_a_round_besides() -> None:
+    this = run(SAMPLING)
+    assert asked(this, "answer")["ephemeral-storage"] == "20Gi"
+    assert asked(this, "rollout-gkd")["ephemeral-storage"] == "36Gi"
+    assert asked(this, "score-gkd")["ephemeral-storage"] == "144Gi"
+    kept = run({**SAMPLING, **CACHE})
+    assert asked(kept, "rollout-gkd")["ephemeral-storage"] == "20Gi", "the cache has no weights of a round"
+
+
+def test_whoever_loads_a_model_reads_it_from_the_cache() -> None:
+    for stage, pod in pods(run({**SAMPLING, **CACHE})).items():
+        mounted = "models" in {volume.get("persistentVolumeClaim", {}).get("claimName") for volume in pod["volumes"]}
+        assert mounted is (stage not in ("prepare", "check", "report")), stage
+
+
 def test_before_prepare_has_told_sizes_a_pod_asks_for_the_least() -> None:
     assert asked(run(), "answer", Sizes()) == {"cpu": "2", "memory": "4Gi", "ephemeral-storage": "4Gi"}
 

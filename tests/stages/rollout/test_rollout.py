@@ -29,17 +29,21 @@ from cgd_stages.training.job import Training
 from cgd_stages.training.rollouts import rollout_key
 from cgd_stages.training.rounds import weights_of
 
-ROWS, BATCH, K = 660, 600, 5
+pytestmark = pytest.mark.filterwarnings("ignore")  # torch warns about itself while it is imported
+
+ROWS, K = 600, 5
+LINES = " Think as long as you like, then say it in one line." * 3
+"""So long a prompt has blocks of its own in vLLM's cache, which round 1 would find as round 0 has left them."""
 MOST = 12
 
 
 def work(student: Path, teacher: Path, **changes: Any) -> Train:
-    """A training of two steps, each a round of its own: 600 samples, and 60."""
+    """A training of two steps, each a round of its own, in which all prompts are asked."""
     engine = Engine(dtype="float32")
     drawn = OnPolicy(refresh=1, max_tokens=MOST, engine=engine, teacher=Model(name=str(teacher)), teacher_engine=engine)
     given: dict[str, Any] = {
-        "name": "gkd", "objective": "GKD", "beta": 0.5, "top_k": K, "on_policy": drawn, "epochs": 1,
-        "global_batch_size": BATCH,
+        "name": "gkd", "objective": "GKD", "beta": 0.5, "top_k": K, "on_policy": drawn, "epochs": 2,
+        "global_batch_size": ROWS,
     }  # fmt: skip
     return train_work(student, **(given | changes))
 
@@ -56,7 +60,7 @@ class World:
     """A training's folders, and the programs beside it."""
 
     def __init__(self, bucket: Bucket, storage: Storage, train: Train, folder: Path) -> None:
-        refined(bucket, [quadruple(number) for number in range(ROWS)])
+        refined(bucket, [quadruple(number, prompt=f"What is {number}?{LINES}") for number in range(ROWS)])
         self.train, self.store, self.storage, self._folder = train, RunStore(bucket, RUN), storage, folder
         self.training = Training.of(self.store, train, folder / "scratch")
 
@@ -97,9 +101,9 @@ def ended(program: Program) -> Ended:
 
 
 def audit(rows: list[Row], student: Path, teacher: Path) -> None:
-    """Every sixteenth row has the log-probabilities of these models, as transformers computes them."""
+    """Every thirtieth row has the log-probabilities of these models, as transformers computes them."""
     models = [AutoModelForCausalLM.from_pretrained(path, dtype=torch.float32) for path in (student, teacher)]
-    for row in rows[::16]:
+    for row in rows[::30]:
         ids, start = row["input_ids"], row["start"]
         sampled = torch.tensor(ids[start:])[:, None]
         with torch.no_grad():
@@ -114,7 +118,6 @@ def audit(rows: list[Row], student: Path, teacher: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.filterwarnings("ignore")
 def test_each_round_is_sampled_with_its_weights_and_scored_once_whatever_is_killed(
     bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -135,14 +138,14 @@ def test_each_round_is_sampled_with_its_weights_and_scored_once_whatever_is_kill
     world.store_weights(1, later)
     told = ended(world.start("c", "rollout-gkd", asked)).words.stages["rollout-gkd"]
     judged = ended(scores).words.stages["score-gkd"]
-    assert (told.rows.total, told.rows.done, told.rows.rejected) == (ROWS, ROWS, 0)
+    assert (told.rows.total, told.rows.done, told.rows.rejected) == (2 * ROWS, 2 * ROWS, 0)
     assert judged.rows == told.rows
-    assert world.sampled() - before == ROWS - BATCH, "round 1 was not sampled again"
+    assert world.sampled() - before == ROWS, "round 0 was not sampled again"
 
     rows = sorted(read_rows(world.store.input("score-gkd")), key=rollout_key)
-    assert len({rollout_key(row) for row in rows}) == len(rows) == ROWS
+    assert len({rollout_key(row) for row in rows}) == len(rows) == 2 * ROWS
     by_step = [[row for row in rows if row["step"] == step] for step in range(2)]
-    assert [len(found) for found in by_step] == [BATCH, ROWS - BATCH]
+    assert [len(found) for found in by_step] == [ROWS, ROWS]
     for found, student in zip(by_step, (tiny_model, later), strict=True):
         audit(found, student, teacher)
     lengths = {len(row["input_ids"]) - row["start"] for row in rows}
@@ -155,13 +158,13 @@ def test_each_round_is_sampled_with_its_weights_and_scored_once_whatever_is_kill
 
     again = context(storage, asked, tmp_path / "again")
     again.task = again.task.model_copy(update={"stage": "rollout-gkd"})
-    assert rollout.main(again)["rollout-gkd"].rows.done == ROWS, "what is done starts no engine"
+    assert rollout.main(again)["rollout-gkd"].rows.done == 2 * ROWS, "what is done starts no engine"
 
 
 def test_prompts_without_room_for_a_sample_are_refused_before_the_engine_starts(
     bucket: Bucket, storage: Storage, tiny_model: Path, tmp_path: Path
 ) -> None:
-    refined(bucket, [quadruple(number) for number in range(4)])
+    refined(bucket, [quadruple(number, prompt=f"What is {number} and {number}? " * 9) for number in range(4)])
     train = work(tiny_model, tiny_model)
     assert train.on_policy
     small = train.on_policy.model_copy(update={"engine": Engine(dtype="float32", max_model_len=32)})
