@@ -4,7 +4,7 @@ BIN := .venv/bin
 # pip's own find-links may hold a CPU build of torch; otherwise uv takes it from where PyTorch publishes it.
 TORCH := $(if $(PIP_FIND_LINKS),--find-links "$(PIP_FIND_LINKS)",--torch-backend cpu)
 
-.PHONY: demo up down test test-methods bench bench-flood bench-generate bench-grade bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate pictures docs lint format crds constraints images pin-base check-images clean help
+.PHONY: demo up down test test-methods bench bench-flood bench-generate bench-grade bench-onpolicy bench-operator bench-train chaos-generate chaos-train chaos-operator chaos-signals fuzz replicate pictures docs lint format crds constraints images pin-base check-images clean help
 
 help: ## Show the commands
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/'
@@ -46,6 +46,9 @@ bench-flood: .venv/ready ## 10,000 hostile reports from one run's token, and wha
 
 bench-train: .venv/ready
 	PYTHONPATH=tests $(BIN)/python tests/bench/train.py
+
+bench-onpolicy: .venv/ready
+	PYTHONPATH=tests $(BIN)/python tests/bench/onpolicy.py
 
 chaos-generate: .venv/ready ## Kill generate at random instants and at every write, and break its store (10 minutes)
 	@PYTHONPATH=tests $(BIN)/python -m chaos.generate

@@ -1,6 +1,6 @@
 """Benchmark of on-policy distillation against TRL's DistillationTrainer: `make bench-onpolicy`. Nothing here is a test.
 
-    PYTHONPATH=tests python tests/bench/onpolicy.py [--refresh 8] [--tokens 64]
+    PYTHONPATH=tests python tests/bench/onpolicy.py [--refresh 8] [--tokens 64] [--rounds 4] [--steps 6]
 
 Same student (SmolLM2-135M, float32), same teacher (the same model, its weights moved a little), same prompts, equally
 large batches, samples of at most the same length. Ours are the three programs as pods run them, with the store: one
@@ -22,6 +22,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable
+from contextlib import suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -42,7 +43,7 @@ from cgd_stages.store.folder import Folder
 from generate import ON_CPU, problems
 
 console = Console(highlight=False)
-BATCH, ROUNDS, TRL_STEPS, TOP_K = 8, 4, 6, 16
+BATCH, TOP_K = 8, 16
 NAMES = ("rollout", "score", "train")
 
 
@@ -50,22 +51,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--refresh", type=int, default=8)
     parser.add_argument("--tokens", type=int, default=64)
+    parser.add_argument("--rounds", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=6, help="of TRL")
     parser.add_argument("--trl", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.trl:
-        _trl(options.trl, options.tokens)
+        _trl(options.trl, options.tokens, options.steps)
         return
     begin()
     with tempfile.TemporaryDirectory() as scratch, asyncio.Runner() as runner:
         folder, student = Path(scratch), smollm2.ensure_float32()
         teacher = other_model(student, folder / "teacher", by=0.001)
-        theirs = _theirs(folder, teacher, options.tokens)
+        theirs = _theirs(folder, teacher, options.tokens, options.steps)
         s3 = SeaweedFS(folder / "s3", access_key="bench", secret_key="bench-secret", bucket="bench")
         runner.run(s3.start())
         try:
             os.environ |= {"AWS_ACCESS_KEY_ID": "bench", "AWS_SECRET_ACCESS_KEY": "bench-secret"}
             storage = Storage(uri="s3://bench/runs", endpoint=s3.endpoint, region="us-east-1", path_style=True)
-            ours = _ours(storage, folder, student, teacher, options.refresh, options.tokens)
+            ours = _ours(storage, folder, student, teacher, options)
         finally:
             runner.run(s3.stop())
     _tell(ours, theirs)
@@ -88,16 +91,24 @@ def _tell(ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     ratio = ours["each"]["train"] / theirs["peak"]
     faster = median["ours"] / median["TRL's DistillationTrainer"]
     console.print(f"learned tokens/s over TRL's: {faster:.2f} (aim: 2)")
+    both = [told["per_cpu"] for told in (ours, theirs)]
+    console.print(f"learned tokens per second of processor time: ours {both[0]:.1f}, TRL's {both[1]:.1f}, ratio "
+                  f"{both[0] / both[1]:.2f}")  # fmt: skip
     console.print(f"peak memory over TRL's: {ours['peak'] / theirs['peak']:.2f} of all three programs together, "
                   f"{ratio:.2f} of the training alone (aim: 0.7)")  # fmt: skip
 
 
-def _ours(storage: Storage, folder: Path, student: Path, teacher: Path, refresh: int, tokens: int) -> dict[str, Any]:
-    bucket, rows = Bucket(storage), ROUNDS * refresh * BATCH
+def _ours(storage: Storage, folder: Path, student: Path, teacher: Path, options: argparse.Namespace) -> dict[str, Any]:
+    refresh, count = options.refresh, options.rounds
+    bucket, rows = Bucket(storage), count * refresh * BATCH
     refined(bucket, [quadruple(number, prompt=text) for number, text in enumerate(problems(rows, 1))])
     engine = Engine(dtype="float32", max_model_len=1024)
     on_policy = OnPolicy(
-        refresh=refresh, max_tokens=tokens, engine=engine, teacher=Model(name=str(teacher)), teacher_engine=engine
+        refresh=refresh,
+        max_tokens=options.tokens,
+        engine=engine,
+        teacher=Model(name=str(teacher)),
+        teacher_engine=engine,
     )
     work = Train(
         objective="GKD", beta=0.5, top_k=TOP_K, on_policy=on_policy, student=Model(name=str(student)),
@@ -121,28 +132,32 @@ def _ours(storage: Storage, folder: Path, student: Path, teacher: Path, refresh:
         )
         for name in NAMES
     }  # fmt: skip
-    memory = {name: Memory(program._process.pid) for name, program in programs.items()}  # type: ignore[union-attr]
-    scored = [_when(bucket, f"team/{stages['score']}/", number, programs) for number in range(ROUNDS)]
+    watched = {name: Watched(program._process.pid) for name, program in programs.items()}  # type: ignore[union-attr]
+    scored, cpu = list[float](), list[float]()
+    for number in range(count):
+        scored.append(_when(bucket, f"team/{stages['score']}/", number, programs))
+        cpu.append(sum(one.cpu for one in watched.values()))
     ended = {name: program.wait() for name, program in programs.items()}
     for name, end in ended.items():
         assert end.code == 0, (name, end.log[-3000:])
     digest = ended["train"].words.stages[work.stage].digest
     curve = stored_curve(bucket, Folder(bucket, RUN.namespace, work.stage, digest))
     loops = [later - earlier for earlier, later in pairwise(scored)]
-    learned = [_sum(curve, number, refresh, "supervised_tokens") for number in range(ROUNDS - 1)]
+    learned = [_sum(curve, number, refresh, "supervised_tokens") for number in range(count - 1)]
     return {
         "speeds": [count / seconds for count, seconds in zip(learned, loops, strict=True)],
+        "per_cpu": sum(learned) / (cpu[-1] - cpu[0]),
         "loops": [round(seconds, 1) for seconds in loops],
-        "steps": [round(_sum(curve, number, refresh, "seconds"), 1) for number in range(ROUNDS - 1)],
+        "steps": [round(_sum(curve, number, refresh, "seconds"), 1) for number in range(count - 1)],
         "start": scored[0] - began,
-        "each": {name: one.peak for name, one in memory.items()},
-        "peak": sum(one.peak for one in memory.values()),
+        "each": {name: one.peak for name, one in watched.items()},
+        "peak": sum(one.peak for one in watched.values()),
     }
 
 
 def _when(bucket: Bucket, prefix: str, number: int, programs: dict[str, Program]) -> float:
     """The moment at which a round is scored."""
-    at(f"ours: round {number + 1} of {ROUNDS}")
+    at(f"ours: round {number + 1}")
     while not any(f"/rounds/{number:05d}/" in stored.key for stored in bucket.list(prefix)):
         for name, program in programs.items():
             code = program._process.poll()
@@ -155,51 +170,53 @@ def _sum(curve: list[dict[str, float]], number: int, refresh: int, name: str) ->
     return sum(record[name] for record in curve[number * refresh : (number + 1) * refresh])
 
 
-class Memory:
-    """The most memory that a process and its children have had together, in MB, looked at twice a second."""
+class Watched:
+    """A process and its children: the most memory that they have had together, in MB, and the seconds of processor time
+    that they have used, which a machine that does other things changes little. Looked at five times a second."""
 
     def __init__(self, pid: int) -> None:
-        self.peak, self._pid = 0.0, pid
+        self.peak = self.cpu = 0.0
+        self._process = psutil.Process(pid)
         threading.Thread(target=self._look, daemon=True).start()
 
     def _look(self) -> None:
-        while psutil.pid_exists(self._pid):
-            try:
-                process = psutil.Process(self._pid)
-                found = [one.memory_info().rss for one in (process, *process.children(recursive=True))]
-            except psutil.NoSuchProcess:
-                continue
-            self.peak = max(self.peak, sum(found) / 2**20)
-            time.sleep(0.5)
+        while self._process.is_running() and self._process.status() != psutil.STATUS_ZOMBIE:
+            with suppress(psutil.NoSuchProcess):  # a child has ended meanwhile
+                family = [self._process, *self._process.children(recursive=True)]
+                times = [one.cpu_times() for one in family]
+                self.cpu = max(self.cpu, sum(each.user + each.system for each in times))
+                self.peak = max(self.peak, sum(one.memory_info().rss for one in family) / 2**20)
+            time.sleep(0.2)
 
 
 # --- TRL ----------------------------------------------------------------------------------------------------------
 
 
-def _theirs(folder: Path, teacher: Path, tokens: int) -> dict[str, Any]:
+def _theirs(folder: Path, teacher: Path, tokens: int, steps: int) -> dict[str, Any]:
     at("TRL")
     began = time.monotonic()
-    command = [sys.executable, __file__, "--trl", str(teacher), "--tokens", str(tokens)]
+    command = [sys.executable, __file__, "--trl", str(teacher), "--tokens", str(tokens), "--steps", str(steps)]
     environment = {**os.environ, "HF_HUB_OFFLINE": "1", "DO_NOT_TRACK": "1", "OMP_WAIT_POLICY": "PASSIVE"}
     with (folder / "trl.log").open("w") as log:
         process = subprocess.Popen(command, env=environment, cwd=folder, stdout=subprocess.PIPE, stderr=log, text=True)
-        memory, steps, start = Memory(process.pid), list[dict[str, float]](), 0.0
+        watched, told, start = Watched(process.pid), list[dict[str, float]](), 0.0
         assert process.stdout
         for line in process.stdout:
             if line.startswith('{"learned"'):
                 start = start or time.monotonic() - began
-                steps.append(json.loads(line))
-                at(f"TRL: step {len(steps)} of {TRL_STEPS}")
+                told.append(json.loads(line))
+                at(f"TRL: step {len(told)} of {steps}")
         if process.wait():
             raise RuntimeError((folder / "trl.log").read_text()[-3000:])
     return {
-        "speeds": [step["learned"] / step["seconds"] for step in steps[1:]],
-        "peak": memory.peak,
+        "speeds": [step["learned"] / step["seconds"] for step in told[1:]],
+        "per_cpu": sum(step["learned"] for step in told[1:]) / sum(step["cpu"] for step in told[1:]),
+        "peak": watched.peak,
         "start": start,
     }
 
 
-def _trl(teacher: Path, tokens: int) -> None:
+def _trl(teacher: Path, tokens: int, steps: int) -> None:
     """DistillationTrainer with what makes it fastest here: no gradient checkpointing, evaluation or logged texts."""
     from datasets import Dataset
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
@@ -210,21 +227,22 @@ def _trl(teacher: Path, tokens: int) -> None:
 
     class Turns(TrainerCallback):
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.started = time.monotonic()
+            self.started, self.cpu = time.monotonic(), time.process_time()
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            print(json.dumps({"learned": learned.pop(), "seconds": time.monotonic() - self.started}), flush=True)
+            told = {"learned": learned.pop(), "seconds": time.monotonic() - self.started}
+            print(json.dumps(told | {"cpu": time.process_time() - self.cpu}), flush=True)
 
     trainer = DistillationTrainer(
         model=AutoModelForCausalLM.from_pretrained(student, dtype="float32"),
         teacher_model=AutoModelForCausalLM.from_pretrained(teacher, dtype="float32"),
         args=DistillationConfig(
-            output_dir="trl", per_device_train_batch_size=BATCH, max_steps=TRL_STEPS, max_completion_length=tokens,
+            output_dir="trl", per_device_train_batch_size=BATCH, max_steps=steps, max_completion_length=tokens,
             beta=0.5, learning_rate=1e-5, max_grad_norm=1.0, gradient_checkpointing=False, bf16=False, use_cpu=True,
             logging_steps=1, save_strategy="no", report_to="none", disable_tqdm=True,
         ),
         train_dataset=Dataset.from_list([
-            {"prompt": [{"role": "user", "content": text}]} for text in problems(TRL_STEPS * BATCH, 1)
+            {"prompt": [{"role": "user", "content": text}]} for text in problems(steps * BATCH, 1)
         ]),
         processing_class=AutoTokenizer.from_pretrained(student),
         callbacks=[Turns()],

@@ -212,7 +212,8 @@ def _divergence(
 def _mixed(
     logits: torch.Tensor, _: torch.Tensor, __: torch.Tensor, ___: torch.Tensor, *top: torch.Tensor, beta: float
 ) -> torch.Tensor:
-    return losses.divergence(logits, *top, beta)
+    ids, logprobs = top
+    return losses.divergence(logits, ids, logprobs, beta)
 
 
 def _squared(logits: torch.Tensor, learned: torch.Tensor, teacher: torch.Tensor, _: torch.Tensor) -> torch.Tensor:

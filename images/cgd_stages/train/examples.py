@@ -39,7 +39,7 @@ class Examples:
 
     def keys(self) -> list[Key]:
         """Of all examples."""
-        ids, samples = (self._table[name].to_pylist() for name in ("id", "sample"))
+        ids, samples = (list[Any](self._table[name].to_pylist()) for name in ("id", "sample"))
         return [(ids[row], samples[row]) for row in self._rows]
 
     def sequence_lengths(self, indices: Sequence[int]) -> list[int]:

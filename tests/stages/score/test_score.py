@@ -14,18 +14,22 @@ import torch
 from support import tiny
 from support.method_builders import examples_of, logits_of
 from support.stage_builders import RUN, context
-from support.train_builders import quadruple, refined
+from support.train_builders import quadruple, refined, train_work
 from transformers import AutoModelForCausalLM
 
-from cgd_stages.contract import Engine, Model, Score, Storage
+from cgd_stages.chat.example import Example
+from cgd_stages.contract import Engine, Model, OnPolicy, Rollout, Score, Storage, Train
 from cgd_stages.engines.scorer import Scorer, Scores, is_sound
 from cgd_stages.engines.vllm import TokenText
 from cgd_stages.errors import Interrupted, UserError
 from cgd_stages.score import __main__ as score
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.folder import Folder, read_rows
-from cgd_stages.store.rows import Row, key_of
+from cgd_stages.store.rows import Key, Row, key_of
 from cgd_stages.store.run import RunStore
+from cgd_stages.training.conveyor import Asked, Round, Rounded
+from cgd_stages.training.job import Training
+from cgd_stages.training.rollouts import ROLLOUT_SCHEMA, RolloutKey, rollout_key
 
 # vLLM and torch warn about themselves while they are imported.
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore")]
@@ -172,6 +176,68 @@ def test_the_context_of_cgd_changes_the_figures_and_not_the_tokens(
     for row in read_rows(folder_of(bucket)):
         assert row["text"] == plain[key_of(row)]["text"]
         assert row["logprobs"] != pytest.approx(plain[key_of(row)]["logprobs"], abs=1e-3)
+
+
+def sampled(bucket: Bucket, storage: Storage, scratch: Path, train: Train, shards: int = 1) -> dict[RolloutKey, Row]:
+    """What the stage rollout has stored of every round: the refinements, as if the student had sampled them."""
+    assert train.rollouts
+    store = RunStore(bucket, RUN)
+    training, examples = Training.of(store, train, scratch), dict[Key, Example]()
+    for row, made in training.dataset.examples():
+        assert isinstance(made, Example)
+        examples[key_of(row)] = made
+    asked, found = Asked.of(training), dict[RolloutKey, Row]()
+    for number in range(asked.rounds.count):
+        given = context(storage, Rollout(training=train), scratch)
+        rounded = Rounded(given, store.folder(train.rollouts, training.of_rollouts), shards, asked.rounds.count, 0)
+        rows = dict[RolloutKey, Row]()
+        for key, _ in asked.of_shard(number, 0, 1):
+            made = examples[key[:2]]
+            row = {"id": key[0], "sample": key[1], "step": key[2], "input_ids": made.input_ids, "start": made.start}
+            own = np.zeros(len(made.input_ids) - made.start, np.float32)
+            rows[key] = row | {"logprobs": own, "finish": "stop"}
+        Round(rounded, number, ROLLOUT_SCHEMA, len(rows), lambda _: {}).make(iter(rows.values()), "generated_tokens")
+        found |= rows
+    return found
+
+
+@pytest.mark.parametrize("top_k", [K, 0])
+def test_samples_are_scored_round_by_round_with_their_own_columns_kept(
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    teacher: Path,
+    scorer: Watched,
+    monkeypatch: pytest.MonkeyPatch,
+    top_k: int,
+) -> None:
+    monkeypatch.setattr(scorer, "_top_k", top_k)
+    refined(bucket, ROWS[:6])
+    engine, judge = Engine(dtype="float32"), Model(name=str(teacher))
+    drawn = OnPolicy(refresh=1, max_tokens=9, engine=engine, teacher=judge, teacher_engine=engine)
+    train = train_work(tiny_model, name="gkd", objective="GKD", beta=0.5, top_k=top_k or None, on_policy=drawn)
+    given = sampled(bucket, storage, tmp_path, train)
+    made = context(storage, work(tiny_model, teacher, training=train, top_k=top_k), tmp_path)
+    made.task = made.task.model_copy(update={"stage": "score-gkd"})
+    facts = score.main(made)["score-gkd"]
+    folder = RunStore(bucket, RUN).input("score-gkd")
+    rows = {rollout_key(row): row for row in read_rows(folder)}
+    assert rows.keys() == given.keys()
+    assert (facts.rows.done, len(scorer.asked)) == (12, 12), "two epochs of six rows"
+    model = AutoModelForCausalLM.from_pretrained(teacher, dtype=torch.float32)
+    for key, row in rows.items():
+        assert row["input_ids"] == given[key]["input_ids"]
+        with torch.no_grad():
+            logprobs = logits_of(model, row["input_ids"], row["start"]).log_softmax(-1)
+        tokens = torch.tensor(row["input_ids"][row["start"] :])
+        np.testing.assert_allclose(row["teacher_logprobs"], logprobs.gather(-1, tokens[:, None])[:, 0], atol=1e-4)
+        top = np.array(row["top_logprobs"], np.float64).reshape(len(tokens), top_k)
+        np.testing.assert_allclose(top, logprobs.topk(top_k).values, rtol=2e-3, atol=1e-3)
+    assert ("top_mass" in facts.metrics) is bool(top_k)
+    assert facts.metrics["scored_tokens"] == sum(len(row["teacher_logprobs"]) for row in rows.values())
+    assert score.main(made)["score-gkd"].rows == facts.rows
+    assert len(scorer.asked) == 12, "what is done is not asked again"
 
 
 @pytest.mark.parametrize(

@@ -2,7 +2,9 @@
 the weights of each round are there when they are asked for; also after interruptions."""
 
 import signal
+import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -10,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 from support.method_builders import examples_of, logits_of, scored, trained_plainly
+from support.patience import PATIENCE
 from support.round_player import RoundPlayer, other_model
 from support.stage_builders import Program, context
 from support.train_builders import (
@@ -32,6 +35,7 @@ from cgd_stages.errors import Interrupted, UserError
 from cgd_stages.method import losses
 from cgd_stages.store.bucket import Bucket
 from cgd_stages.store.rows import Row, key_of
+from cgd_stages.train import __main__ as train
 from cgd_stages.train.rounds import RoundsInTurn
 from cgd_stages.train.stage import stage_of
 from cgd_stages.training.job import STOP
@@ -141,18 +145,18 @@ def squared(now: Any, row: Row) -> torch.Tensor:
     return losses.squared(own_logprobs(now, row), torch.tensor(row["teacher_logprobs"]))
 
 
-def top_of(teacher: Any, ids: Sequence[int], start: int) -> tuple[torch.Tensor, torch.Tensor]:
+def top_of(teacher: Any, ids: Sequence[int], start: int, top_k: int = TOP_K) -> tuple[torch.Tensor, torch.Tensor]:
     with torch.no_grad():
-        logprobs, tokens = logits_of(teacher, ids, start).log_softmax(-1).topk(TOP_K)
+        logprobs, tokens = logits_of(teacher, ids, start).log_softmax(-1).topk(top_k)
     return tokens, logprobs.half().float()
 
 
-def diverged(teacher: Any, beta: float) -> Callable[[Any, Row], torch.Tensor]:
-    """By the teacher's TOP_K tokens and, of samples, the sampled one."""
+def diverged(teacher: Any, beta: float, top_k: int = TOP_K) -> Callable[[Any, Row], torch.Tensor]:
+    """By the teacher's likeliest tokens and, of samples, the sampled one."""
 
     def loss(now: Any, row: Row) -> torch.Tensor:
         logits = logits_of(now, row["input_ids"], row["start"])
-        ids, logprobs = top_of(teacher, row["input_ids"], row["start"])
+        ids, logprobs = top_of(teacher, row["input_ids"], row["start"], top_k)
         if "stored" not in row:
             tokens = torch.tensor(row["input_ids"][row["start"] :])[:, None]
             ids = torch.cat([ids, tokens], 1)
@@ -236,8 +240,8 @@ def test_the_student_comes_to_write_as_the_teacher_does_which_no_likelihood_of_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     refined(bucket, ROWS)
-    settings = given(teacher, **OPD, form="reward", epochs=6, refresh=1, learning_rate=3e-3)
-    player = RoundPlayer(tiny_model, teacher, examples, tmp_path, most=12)
+    settings = given(teacher, beta=1.0, top_k=16, epochs=4, refresh=3)
+    player = RoundPlayer(tiny_model, teacher, examples, tmp_path, top_k=16)
     with player.playing(monkeypatch):
         records, model = trained(storage, tmp_path / "run", tiny_model, **settings)
     big = AutoModelForCausalLM.from_pretrained(teacher)
@@ -251,11 +255,9 @@ def test_the_student_comes_to_write_as_the_teacher_does_which_no_likelihood_of_i
             found.append((q.exp() * (q - p)).sum())
         return float(torch.stack(found).mean())
 
-    assert apart(model) < 0.7 * apart(tiny_model)
-    few = len(records) // 3
-    assert sum(record["reverse_kl"] for record in records[-few:]) < sum(
-        record["reverse_kl"] for record in records[:few]
-    )
+    # Not by the losses of steps: each is of a few samples of its own, and tells little.
+    assert apart(model) < 0.8 * apart(tiny_model)
+    assert all(0 < record["teacher_top_mass"] < 1 for record in records)
 
 
 def test_sigterm_while_a_round_is_waited_for_stores_what_was_learned(
@@ -358,7 +360,8 @@ def test_samples_of_another_model_are_refused(
         trained(storage, tmp_path / "run", tiny_model, **given(teacher, **OPD, form="reward"))
 
 
-def test_two_processes_that_are_killed_go_on_in_their_round_and_between_rounds(
+@pytest.mark.timeout(600)
+def test_a_training_that_is_killed_goes_on_in_its_round_and_between_rounds(
     bucket: Bucket,
     storage: Storage,
     tmp_path: Path,
@@ -367,9 +370,9 @@ def test_two_processes_that_are_killed_go_on_in_their_round_and_between_rounds(
     examples: list[Example],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """As pods run them, with kill -9: the curve is that of a plain loop, and no weights are stored twice."""
+    """As a pod runs it, with kill -9: the curve is that of a plain loop, and no weights are stored twice."""
     refined(bucket, ROWS)
-    settings = given(teacher, **OPD, form="reward", checkpoint_every_steps=3, processes_per_worker=2)
+    settings = given(teacher, **OPD, form="reward", checkpoint_every_steps=3)
     work = train_work(tiny_model, **settings)
     task, made = train_task(storage, work), context(storage, work, tmp_path / "here")
     made.task = task
@@ -402,3 +405,36 @@ def test_two_processes_that_are_killed_go_on_in_their_round_and_between_rounds(
     curve, _ = plainly(tiny_model, work, examples, rows, rewarded)
     assert [record["step"] for record in records] == [1, 2, 3, 4, 5, 6]
     assert [record["loss"] for record in records] == pytest.approx(curve, rel=2e-3, abs=1e-5)
+
+
+@pytest.mark.usefixtures("two_ranks")
+def test_two_processes_wait_for_a_round_together_and_hand_on_the_weights_that_zero_3_divides(
+    bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, teacher: Path, examples: list[Example]
+) -> None:
+    refined(bucket, ROWS)
+    settings = given(teacher, top_k=16, processes_per_worker=2, zero_stage=3)
+    work = train_work(tiny_model, **settings)
+    made = context(storage, work, tmp_path / "run")
+    made.task = train_task(storage, work)
+    stage = stage_of(made)
+    own, coming, rounds = stage.folder, stage.training.scored_rollouts(made.store), rounds_of(work, examples)
+    player = RoundPlayer(tiny_model, teacher, examples, tmp_path, top_k=16)
+
+    def play_all() -> None:
+        for number in range(3):
+            deadline = time.monotonic() + PATIENCE
+            while number and not own.round(number):
+                assert time.monotonic() < deadline, f"no weights of round {number}"
+                time.sleep(0.1)
+            player.play(rounds, own, coming, number)
+
+    with ThreadPoolExecutor() as pool:
+        playing = pool.submit(play_all)
+        train.main(made)
+        playing.result()
+    records = stored_curve(bucket, own)
+    rows = [row for number in range(3) for row in player.rows[number]]
+    big = AutoModelForCausalLM.from_pretrained(teacher)
+    curve, _ = plainly(tiny_model, work, examples, rows, diverged(big, 0.5, top_k=16))
+    assert [record["loss"] for record in records] == pytest.approx(curve, rel=2e-3, abs=1e-5)
+    assert all(record["sampler_gap"] < 1e-4 for record in records[::2])
