@@ -12,7 +12,7 @@ import os
 import sys
 import tempfile
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
@@ -173,7 +173,7 @@ async def _stream_runs(request: web.Request) -> web.StreamResponse:
         return {"changed": changed, "gone": [key for key in keys if key not in board.runs], "trouble": board.trouble}
 
     stream = web.StreamResponse(headers=STREAM)
-    with board.reader() as reader:
+    with board.reader() as reader, _until_closed():
         await stream.prepare(request)
         await _send(stream, "all", news(set(board.runs)))
         async for keys in _changes(board, stream, reader):
@@ -191,13 +191,18 @@ async def _stream_run(request: web.Request) -> web.StreamResponse:
         return {"run": page, "trouble": board.trouble, "eventless": board.eventless}
 
     stream = web.StreamResponse(headers=STREAM)
-    with board.reader() as reader:
+    with board.reader() as reader, _until_closed():
         await stream.prepare(request)
         await _send(stream, "run", sent := news())
         async for _ in _changes(board, stream, reader):
             if (current := news()) != sent:
                 await _send(stream, "run", sent := current)
     return stream
+
+
+def _until_closed() -> suppress:
+    """Ends a stream whose tab is closed, which its next message finds out: that is nobody's fault."""
+    return suppress(ConnectionResetError)
 
 
 async def _send(stream: web.StreamResponse, event: str, data: dict[str, Any]) -> None:

@@ -1,6 +1,7 @@
 """`cgd ui` over a real connection to the API: what it tells, when, and whom it refuses."""
 
 import asyncio
+import itertools
 import json
 import os
 import signal
@@ -18,8 +19,8 @@ from support.kubelet import a_pod_with_a_log, kubelet
 from support.patience import PATIENCE
 from support.status_builders import every_state
 
-from cgd_cli.board import LOST
-from cgd_cli.ui import LINES, serving
+from cgd_cli.board import LOST, Board
+from cgd_cli.ui import LINES, _application, serving
 from cgd_local.apiserver import ApiServer
 from cgd_local.cluster import install
 from cgd_operator.kube.client import Cluster
@@ -277,6 +278,32 @@ async def test_a_log_that_cannot_be_read_says_why(ui: Ui) -> None:
             assert "container is waiting to start" in (await answer.json())["trouble"]
     async with ui.session.get("/runs/default/nobody/log") as answer:
         assert answer.status == 404
+
+
+@pytest.mark.parametrize("path", ["/changes", "/runs/default/demo/changes"])
+async def test_a_tab_that_is_closed_ends_its_stream_without_a_word(
+    api: ApiServer, path: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    states = [STATES[case] for case in ("just begun", "half of the answers")]
+    for state in states:
+        state["metadata"]["creationTimestamp"] = "2026-01-01T00:00:00Z"
+    board = Board(states[:1])
+    async with await Cluster.connect(manager="test") as cluster:
+        runner = web.AppRunner(_application(board, cluster, None), access_log=None)
+        await runner.setup()
+        await web.TCPSite(runner, "127.0.0.1", 0).start()
+        address = f"http://127.0.0.1:{runner.addresses[0][1]}"
+        async with aiohttp.ClientSession(address) as session, session.get(path) as tab:
+            assert (await tab.content.readline()).startswith(b"event: ")
+        async with asyncio.timeout(PATIENCE):
+            for state in itertools.cycle(states):
+                if not board._readers:
+                    break
+                board.runs["default/demo"] = state
+                board._notify("default/demo")
+                await asyncio.sleep(0.05)
+        await runner.cleanup()
+    assert [record.getMessage() for record in caplog.records if record.name.startswith("aiohttp")] == []
 
 
 # --- whom it answers

@@ -25,14 +25,6 @@ class LogTail(logging.Handler):
         self._lines = deque[bytes]()
         self._size = 0
 
-    @classmethod
-    def begin(cls) -> "LogTail":
-        """Listen to a log that is set up."""
-        root, tail = logging.getLogger(), cls()
-        tail.setFormatter(next((handler.formatter for handler in root.handlers if handler.formatter), None))
-        root.addHandler(tail)
-        return tail
-
     def emit(self, record: logging.LogRecord) -> None:
         line = f"{self.format(record)}\n".encode(errors="backslashreplace")[-KEPT:]
         self._lines.append(line)

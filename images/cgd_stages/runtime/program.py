@@ -103,9 +103,9 @@ def storing(flush: Callable[[], None]) -> Iterator[None]:
 Main = Callable[[Context], dict[str, StageFacts]]
 
 
-def log_stage() -> None:
-    """The log of a stage program's process."""
-    start_log("%(asctime)s %(message)s", times="%H:%M:%S")
+def log_stage(beside: logging.Handler | None = None) -> None:
+    """The log of a stage program's process, written to `beside` as well."""
+    start_log("%(asctime)s %(message)s", times="%H:%M:%S", beside=beside)
     for library in ("botocore", "httpx2"):  # a line for each request
         logging.getLogger(library).setLevel(logging.WARNING)
     hide_in_log()
@@ -113,8 +113,8 @@ def log_stage() -> None:
 
 def run(main: Main) -> NoReturn:
     """Run a program on the task in `CGD_TASK` and exit with a code that tells the controllers what to do."""
-    log_stage()
-    tail = LogTail.begin()
+    tail = LogTail()
+    log_stage(tail)
     context: Context | None = None
     try:
         context = _context()

@@ -62,11 +62,20 @@ class JsonFormatter(logging.Formatter):
         return json_text.dumps(told)
 
 
-def start_log(style: str, *, times: str | None = None, level: int = logging.INFO, json: bool = False) -> None:
-    """Write this process's log to stderr, with warnings and uncaught errors. `style` formats the records (%), `times`
-    their times; with `json` each record is an object instead. Every process sets up its log here."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(JsonFormatter() if json else LogFormatter(style, times))
-    logging.basicConfig(level=level, handlers=[handler])
+def start_log(
+    style: str,
+    *,
+    times: str | None = None,
+    level: int = logging.INFO,
+    json: bool = False,
+    beside: logging.Handler | None = None,
+) -> None:
+    """Write this process's log to stderr, with warnings and uncaught errors, and to `beside` as well. `style` formats
+    the records (%), `times` their times; with `json` each record is an object instead. Every process sets up its log
+    here."""
+    handlers = [logging.StreamHandler(), *([beside] if beside else [])]
+    for handler in handlers:
+        handler.setFormatter(JsonFormatter() if json else LogFormatter(style, times))
+    logging.basicConfig(level=level, handlers=handlers)
     logging.captureWarnings(capture=True)
     sys.excepthook = lambda *error: logging.critical("uncaught error", exc_info=error)

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,7 +10,6 @@ import pytest
 from support.stage_builders import RUN, generate_work, task
 
 from cgd_stages.contract import Clean, Exit, LastWords, Storage
-from cgd_stages.keys import hide_in_log
 from cgd_stages.runtime import log_tail, program
 from cgd_stages.runtime.log_tail import LogTail
 from cgd_stages.store.bucket import Bucket
@@ -77,8 +77,9 @@ class Left(Exception):
 @pytest.fixture
 def ran(storage: Storage, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     """Runs a program in this process; the result is its exit code and the run's store."""
-    before = logging.getLogger().handlers[:]
-    monkeypatch.setattr(program, "log_stage", hide_in_log)
+    root = logging.getLogger()
+    before, level = root.handlers[:], root.level
+    monkeypatch.setattr(sys, "excepthook", sys.excepthook)
     monkeypatch.setenv("CGD_TERMINATION_LOG", str(tmp_path / "words.json"))
     monkeypatch.setenv("CGD_SCRATCH", str(tmp_path / "scratch"))
 
@@ -88,13 +89,15 @@ def ran(storage: Storage, bucket: Bucket, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr(program.os, "_exit", leave)
 
     def run(main: program.Main, work=None) -> tuple[int, RunStore]:
+        root.handlers[:] = []  # as in a process that has just begun
         monkeypatch.setenv("CGD_TASK", task(storage, work or generate_work("/m", "answer")).to_json())
         with pytest.raises(Left) as left:
             program.run(main)
         return left.value.args[0], RunStore(bucket, RUN)
 
     yield run
-    logging.getLogger().handlers[:] = before
+    logging.captureWarnings(capture=False)
+    root.handlers[:], root.level = before, level
 
 
 def test_a_program_that_fails_leaves_its_traceback_without_keys(ran, monkeypatch: pytest.MonkeyPatch) -> None:
