@@ -50,18 +50,15 @@ def without_remarks(text: str) -> str:
 
 
 _ASIDE = re.compile(
-    r"\s+(?:is|as)\s+the\s+(?:final\s+)?answer\b.*"
-    r"|\s*\((?:i\.e\.|e\.g\.|(?:or|since|because|as|which|that|about)\s)[^()]*\)"
+    r"\s*\((?:i\.e\.|e\.g\.|(?:or|since|because|as|which|that|about)\s)[^()]*\)"
     r"|\s*\((?:rounded\s|\d+\s[a-z]+\s+and\s+\d+\s[a-z]+)[^()]*\)"
     r"|(?<=[a-z])\s+\(\d+\s[a-z]+\)(?=[.\s]*\Z)|\s+(?:at|by)\s+\d{1,2}(?::\d\d)?\s*(?:[ap]\.?m\b\.?|o'clock)(?=[.\s]*\Z)"
     r"|(?<=[\w)}$]),\s+(?:when|where|if|assuming|given\s+that)\b[^,]*\Z"
     r"|(?<=[a-z])\s+for\s+\d[\d,.]*\s+(?!dollars|cents|euros)[a-z]+(?=[.\s]*\Z)"
     r"|(?<=[a-z])\s+when\s+(?:he|she|it|they)\b[^,=\d]*\bin\s+\d{4}(?=[.\s]*\Z)"
     r"|,?\s+(?:in\s+total|in\s+all|altogether):\s.*|(?<=[\d$)])\s+out\s+of\s+(?:the\s+)?\$?\d.*"
-    r"|,\s+which\s+is\s+(?:less|more|fewer|greater|larger|smaller)\s+than\b.*"
     r"|(?<=[\w$)}\]]),?\s+(?:because|since)\b.*|,\s+with\s[^,=]*\bleft\b[^,=]*\Z"
     r"|\s+(?:after|before|by)\s+\w+ing\b[^,=]*\Z|\s+(?:in|after|within)\s+\d[\d.]*\s+(?:s|(?:second|minute|hour|day|week|month|year)s?)\.?\s*\Z"
-    r"|\s+unless\b.*"
     r"|(?<=\d)\s+(?:at|when|where)\s+[a-zA-Z]\s*=[^,]*\Z"
     r"|,\s+(?:which\s+is\s+)?(?:attained|achieved|reached|obtained|which\s+occurs|occurring)\s+(?:at|when|for|if|by)\b[^,]*\Z",
     re.DOTALL,
