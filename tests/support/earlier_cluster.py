@@ -143,7 +143,7 @@ async def make_pod(client: Cluster, child: Json, outcome: str = "") -> None:
     meta, stage = child["metadata"], child["metadata"]["labels"][STAGE_LABEL]
     owner = {"apiVersion": child["apiVersion"], "kind": child["kind"], "name": meta["name"], "uid": meta["uid"]}
     container = {"Job": "stage", "PyTorchJob": "pytorch", "TrainJob": "node"}[child["kind"]]
-    body = {
+    body: Json = {
         "apiVersion": "v1",
         "kind": "Pod",
         "metadata": {
