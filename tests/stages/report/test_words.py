@@ -158,7 +158,7 @@ def test_the_example_of_a_training_marks_what_is_learned() -> None:
         title="CGD",
         id="00",
         sample=0,
-        context=f"<|user|>{HOSTILE}" + "x" * TEXT_LIMIT,
+        context="<|user|>" + "x" * TEXT_LIMIT + f"{HOSTILE}<|assistant|>",
         target="2 + 2 = 4<|end|>",
         context_tokens=90,
         target_tokens=9,
@@ -167,7 +167,9 @@ def test_the_example_of_a_training_marks_what_is_learned() -> None:
     found = Read(html).words
     assert "One example, as the student sees it: 90 tokens read, 9 learned" in found
     assert '<mark class="learned">2 + 2 = 4&lt;|end|&gt;</mark>' in html
-    assert f"x{shown.context[-20:]}2 + 2 = 4" in found, "the end of a long context is what stands before the target"
+    assert "<|assistant|>2 + 2 = 4" in found, "the end of a long context is what stands before the target"
+    assert "<|user|>x" not in found
+    assert "<script>alert" not in html
     assert "characters before]" in found
     assert "--mask CGD" in found
 
