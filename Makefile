@@ -26,7 +26,7 @@ test: .venv/ready ## Run all tests
 	$(BIN)/pytest -n $(WORKERS) $(RERUNS) -m "not methods"
 
 test-methods: .venv/ready ## Whole runs on real parts that take too long for CI, such as those of examples/thinking
-	$(BIN)/pytest -n 0 -m methods tests/methods
+	$(BIN)/pytest -n 0 -m methods tests/methods tests/stages/train/test_rounds.py
 
 bench: bench-generate bench-grade bench-train bench-operator ## Measure against peers, as ratios; on a machine that does nothing else
 

@@ -4,6 +4,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -107,8 +108,19 @@ def test_the_reference_of_an_adapter_is_its_start_also_after_an_interruption(
         torch.testing.assert_close(tensor, weights(expected)[name], rtol=0, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "method",
+    [{"objective": "SupervisedKD", "texts": "refined"}, {"objective": "GKD", "beta": 0.5}],
+    ids=["forward", "gkd-of-stored-texts"],
+)
 def test_a_divergence_is_a_plain_loops_and_the_student_comes_to_write_as_the_teacher_does(
-    launcher: None, bucket: Bucket, storage: Storage, tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch
+    launcher: None,
+    bucket: Bucket,
+    storage: Storage,
+    tmp_path: Path,
+    tiny_model: Path,
+    method: dict[str, Any],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     torch.manual_seed(3)
     teacher = AutoModelForCausalLM.from_pretrained(tiny_model)
@@ -122,7 +134,7 @@ def test_a_divergence_is_a_plain_loops_and_the_student_comes_to_write_as_the_tea
         return ids, logprobs.half().float()
 
     refined(bucket, ROWS)
-    given = {"objective": "SupervisedKD", "texts": "refined", "top_k": 5, "epochs": 4}
+    given = method | {"top_k": 5, "epochs": 4}
     work = train_work(tiny_model, **given)
     examples = examples_of(tiny_model, ROWS, "RefinedSFT", work.max_sequence_length)
     scored(bucket, "score-refined", dict(zip(map(key_of, ROWS), examples, strict=True)), top)
@@ -135,7 +147,7 @@ def test_a_divergence_is_a_plain_loops_and_the_student_comes_to_write_as_the_tea
         for one in (examples[index] for index in batch):
             ids, logprobs = top(one)
             logits = logits_of(now, one.input_ids, one.start)
-            found.append(losses.divergence(logits, ids[:, :5], logprobs[:, :5], 0))
+            found.append(losses.divergence(logits, ids[:, :5], logprobs[:, :5], method.get("beta", 0)))
         return torch.cat(found).mean()
 
     lengths = [len(one.input_ids) for one in examples]

@@ -360,7 +360,8 @@ def test_samples_of_another_model_are_refused(
         trained(storage, tmp_path / "run", tiny_model, **given(teacher, **OPD, form="reward"))
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.methods
+@pytest.mark.timeout(1800)
 def test_a_training_that_is_killed_goes_on_in_its_round_and_between_rounds(
     bucket: Bucket,
     storage: Storage,
