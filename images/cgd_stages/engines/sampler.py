@@ -52,9 +52,6 @@ class Sampler:
         self._llm, self._stops = start_vllm(model, engine, template), list(template.extra_stops)
         config = self._llm.vllm_config
         self._room = 2 * int(config.scheduler_config.max_num_seqs)
-        # vLLM 0.32 turns back the generator of a seeded request whose prompt took more than one step, which torch's
-        # generators for CPUs cannot do: the engine dies. There all requests draw from one generator.
-        self._seeded = config.device_config.device_type != "cpu"
         self.settings = {
             "engine": "vllm",
             **device_of(config),
@@ -94,7 +91,7 @@ class Sampler:
             top_p=1.0,
             top_k=0,
             min_p=0.0,
-            seed=prompt.seed if self._seeded else None,
+            seed=prompt.seed,
             logprobs=0,
             flat_logprobs=False,
             detokenize=False,

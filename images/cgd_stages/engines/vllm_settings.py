@@ -109,6 +109,9 @@ def _on_cpu(engine: Engine) -> dict[str, Any]:
         "block_size": 32,  # with the default of 128 tokens, short prompts would share no prefix
         "max_num_seqs": 64,
         "dtype": cpu_dtype(engine.dtype, fast_bfloat16=fast_bfloat16),
+        # vLLM 0.32 turns back the generator of a request with a seed whose prompt took several steps, which torch's
+        # generators for CPUs cannot do: the engine dies. A step of a given size may be too small for a whole prompt.
+        "enable_chunked_prefill": engine.max_num_batched_tokens is not None,
     }
 
 

@@ -220,6 +220,19 @@ def test_a_request_that_vllm_refuses_rejects_its_row_and_no_other(endless, monke
     assert isinstance(ask(endless, max_tokens=4), Completion)
 
 
+def test_many_long_prompts_with_seeds_of_their_own_are_answered_on_a_cpu(endless):
+    """vLLM 0.32 turns back the generator of a request whose prompt took more than one step, which torch's generators
+    for CPUs cannot do: the engine died of prompts that together were longer than a step."""
+    asked = [
+        Request(f"q{number}", answer_messages(f"{number} " * 900), Sampling(max_tokens=2, temperature=0.7, seed=number))
+        for number in range(1, 7)
+    ]
+    replies = list(drive(endless, each(asked), threading.Event()))
+    assert {type(reply) for reply in replies} == {Completion}
+    step = endless._llm.vllm_config.scheduler_config.max_num_batched_tokens
+    assert sum(reply.prompt_tokens for reply in replies) > step > max(reply.prompt_tokens for reply in replies)
+
+
 def test_an_argument_that_vllm_refuses_at_the_start_names_the_field(tiny_model: Path) -> None:
     config = json.loads((tiny_model / "config.json").read_text())
     assert config["num_attention_heads"] == 2
