@@ -616,7 +616,10 @@ def large(tiny_model: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "large"
     shutil.copytree(tiny_model, folder)
     config = AutoConfig.from_pretrained(tiny_model)
-    config.intermediate_size = 3_000_000_000 // (3 * config.hidden_size * config.num_hidden_layers)
+    with torch.device("meta"):
+        others = AutoModelForCausalLM.from_config(config).num_parameters()
+    wide = 3 * config.hidden_size * config.num_hidden_layers
+    config.intermediate_size += (3_000_000_000 - others) // wide
     config.save_pretrained(folder)
     with torch.device("meta"):
         model = AutoModelForCausalLM.from_config(config)

@@ -299,9 +299,9 @@ def test_a_loss_that_is_no_number_ends_the_run_with_the_rows_of_its_batch(
     tiny_model: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    from cgd_stages.train import loop as trainloop
+    from cgd_stages.train import trainer
 
-    monkeypatch.setattr(trainloop, "learning_rate", lambda step, **_: 1e30)
+    monkeypatch.setattr(trainer, "learning_rate", lambda step, **_: 1e30)
     refined(bucket, ROWS)
     with pytest.raises(
         UserError, match=r"is (nan|inf) at step \d; the rows of the batch .*: (0+\d/0(, )?){4}"
