@@ -4,6 +4,7 @@ kubectl (1.32, `sigs.k8s.io/yaml`) turns a manifest into JSON first. It reads ne
 `y` and `off` are booleans, `1e-6` is a number, `010` is 8, `1:30` and `2024-05-01` are texts, and every key is a text.
 """
 
+import base64
 import math
 import re
 from collections.abc import Iterator
@@ -53,8 +54,37 @@ def _construct(_: _Loader, node: yaml.ScalarNode) -> Any:
     return value
 
 
+def _decoded(_: _Loader, node: yaml.ScalarNode) -> str:
+    try:
+        return base64.b64decode(node.value).decode()
+    except ValueError as error:
+        raise yaml.constructor.ConstructorError(None, None, f"no text: {error}", node.start_mark) from error
+
+
+def _as_written(_: _Loader, node: yaml.ScalarNode) -> str:
+    return str(node.value)
+
+
+def _as_list(loader: _Loader, node: yaml.Node) -> list[Any]:
+    if not isinstance(node, yaml.SequenceNode):
+        raise yaml.constructor.ConstructorError(None, None, "a list is expected", node.start_mark)
+    return loader.construct_sequence(node, deep=True)
+
+
+def _as_mapping(loader: _Loader, node: yaml.Node) -> dict[Any, Any]:
+    if not isinstance(node, yaml.MappingNode):
+        raise yaml.constructor.ConstructorError(None, None, "a mapping is expected", node.start_mark)
+    return loader.construct_mapping(node, deep=True)
+
+
 for _name in ("null", "bool", "int", "float"):
     _Loader.add_constructor(f"{_TAG}{_name}", _construct)
+# By tags that somebody writes. PyYAML makes Python's own types of them, which no JSON has.
+_Loader.add_constructor(f"{_TAG}binary", _decoded)
+_Loader.add_constructor(f"{_TAG}timestamp", _as_written)
+_Loader.add_constructor(f"{_TAG}set", _as_mapping)
+for _name in ("omap", "pairs"):
+    _Loader.add_constructor(f"{_TAG}{_name}", _as_list)
 
 
 def _plain(text: str) -> Any:
@@ -106,6 +136,8 @@ _Dumper.add_multi_representer(str, _Dumper.represent_text)  # names of stages, w
 
 def load_all(text: str) -> Iterator[Any]:
     """The documents of a text, each as kubectl makes JSON of it. Raises yaml.YAMLError."""
+    if "\n\ufeff" in text:
+        raise yaml.YAMLError("a byte order mark begins a line that is not the first: delete the invisible character")
     documents: Iterator[Any] = yaml.load_all(text, Loader=_Loader)
     return documents
 

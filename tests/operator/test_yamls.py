@@ -69,6 +69,23 @@ def test_what_json_cannot_hold_is_refused(wrong: str, tmp_path: Path) -> None:
         read(text)
 
 
+@pytest.mark.parametrize(
+    "tagged", ["!!set {a}", "!!binary aGk=", "!!omap [a: 1]", "!!pairs [a: 1, a: 2]", "!!timestamp 2024-01-01"]
+)
+def test_tags_that_python_has_own_types_for_are_read_as_json_has_them(tagged: str, tmp_path: Path) -> None:
+    text = f"{HEAD}  a: {tagged}\n"
+    assert read(text) == as_kubectl_reads(text, tmp_path)
+
+
+@pytest.mark.parametrize("mark", ["\ufeff", "\ufeff\n"])
+def test_a_mark_of_byte_order_within_a_text_is_refused(mark: str, tmp_path: Path) -> None:
+    """kubectl refuses it, or loses what follows without a word."""
+    text = f"{HEAD}  a: 1\n{mark}  b: 2\n"
+    assert as_kubectl_reads(text, tmp_path) != {"a": 1, "b": 2}
+    with pytest.raises(yaml.YAMLError, match="byte order mark"):
+        read(text)
+
+
 def test_what_is_written_is_read_back_by_both(tmp_path: Path) -> None:
     texts = [*SCALARS, "", " ", "a\nb", "a: b", "#", "\u00e9", "'", '"', "[", "{", "*a", "&a", "!a", "|", ">", "%", "@"]
     text = HEAD.replace("spec:\n", "") + yamls.dump({"spec": texts})
