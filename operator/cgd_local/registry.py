@@ -241,7 +241,8 @@ def _decoded(resource: Resource, body: Json, write: Write, old: Json | None = No
     so."""
     if not isinstance(body, dict) or not isinstance(body.get("metadata", {}), dict):
         raise bad_request("the body of the request is not an object with metadata")
-    kept = {word: value for word, value in body.items() if old and word != "metadata" and value is old.get(word)}
+    changed = {"metadata"} | ({"data"} if "stringData" in body else set())  # which becomes data, see fill_in
+    kept = {word: value for word, value in body.items() if old and word not in changed and value is old.get(word)}
     sent = {word: value for word, value in body.items() if word not in kept}
     metadata = drop_nulls(sent.pop("metadata", {}))
     obj: Json = json.loads(json.dumps(sent)) if resource.custom else drop_nulls(sent)  # a copy, faster than deepcopy

@@ -178,6 +178,12 @@ async def test_a_secrets_plain_text_is_stored_encoded(client):
     assert "stringData" not in made
 
 
+async def test_plain_text_that_a_patch_adds_to_a_secret_stands_beside_what_is_there(client):
+    await client.post(CORE + "secrets", {"metadata": {"name": "s"}, "stringData": {"a": "1"}})
+    patched = await client.patch(CORE + "secrets/s", {"stringData": {"b": "2"}})
+    assert patched["data"] == {"a": "MQ==", "b": "Mg=="}
+
+
 async def test_half_a_character_does_not_make_an_object_unreadable(client):
     await client.post(CORE + "configmaps", {"metadata": {"name": "c"}, "data": {"a": "\ud83d"}})
     assert (await client.get(CORE + "configmaps"))["items"][0]["data"] == {"a": "\ufffd"}
