@@ -33,17 +33,19 @@ hypothesis.settings.load_profile("tests")
 
 LONG = (
     "pipeline/test_pipeline.py",
-    "train/test_pods.py",
-    "chaos/test_signals.py",
     "train/test_loop.py",
-    "chaos/test_interruptions.py",
+    "chaos/test_signals.py",
+    "train/test_pods.py",
     "train/test_families.py",
-    "train/test_gradients.py",
-    "generate/test_generate_vllm.py",
-    "train/test_early.py",
-    "harness/test_harness.py",
     "engines/test_vllm_settings.py",
+    "train/test_gradients.py",
+    "chaos/test_interruptions.py",
+    "harness/test_harness.py",
+    "train/test_rounds.py",
+    "generate/test_generate_vllm.py",
     "security/test_bucket.py",
+    "train/test_early.py",
+    "rollout/test_rollout.py",
 )
 """The files whose slow tests take minutes, the longest first: each is one worker's, so they must not come last."""
 

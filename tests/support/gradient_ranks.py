@@ -7,6 +7,7 @@ it.
 """
 
 import json
+import os
 import sys
 from pathlib import Path
 from typing import Any
@@ -75,3 +76,7 @@ def of_first_step(trainer: Trainer) -> dict[str, torch.Tensor]:
 
 if __name__ == "__main__":
     main(Path(sys.argv[1]), sys.argv[2])
+    sys.stderr.flush()
+    os._exit(
+        0
+    )  # as the product's loop does: threads of the process group may abort an interpreter that takes itself down
