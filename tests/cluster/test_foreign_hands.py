@@ -124,6 +124,24 @@ async def test_a_child_whose_labels_somebody_has_removed_has_them_again_and_the_
         await world.until(lambda: has_child(world, "answer"))
 
 
+async def test_an_object_of_a_childs_name_that_is_not_the_runs_is_left_as_it_is(
+    world: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with world.operator():
+        await world.apply()
+        await world.until(lambda: has_child(world, "prepare"))
+        meta = (await child(world, "prepare"))["metadata"]
+        foreign = {"metadata": {"labels": None, "ownerReferences": None}}
+        await world.client.patch(JOB, meta["name"], "default", foreign)
+
+        async def is_said() -> bool:
+            return f"the Job {meta['name']} is not the run's" in caplog.text
+
+        await world.until(is_said)
+    found = await world.client.get(JOB, meta["name"], "default")
+    assert "labels" not in found["metadata"]
+
+
 async def jobs_of(world: Any, uid: str) -> list[str]:
     jobs = (await world.client.list(JOB, "default", labels=f"{UID_LABEL}={uid}"))[0]
     return [job["metadata"]["labels"][STAGE_LABEL] for job in jobs]

@@ -139,12 +139,24 @@ class Actor:
             log.info("%s/%s: started %s (%s)", run.namespace, run.name, child.stage, child.name)
         except AlreadyExists:
             existing = await self.cluster.get(kind, child.name, run.namespace)
-            if existing and (lost := body["metadata"]["labels"].keys() - existing["metadata"].get("labels", {}).keys()):
-                labels = {name: body["metadata"]["labels"][name] for name in lost}  # it is found by them alone
-                existing = await self.cluster.patch(kind, child.name, run.namespace, {"metadata": {"labels": labels}})
-                log.warning("%s/%s: %s has its labels again: %s", run.namespace, run.name, child.name, sorted(lost))
-            if existing:
-                objects.children.append(existing)
+            if existing and run.uid not in (owner["uid"] for owner in existing["metadata"].get("ownerReferences", [])):
+                log.warning(
+                    "%s/%s: the %s %s is not the run's, so the stage %s cannot start: delete it",
+                    run.namespace, run.name, child.kind, child.name, child.stage,
+                )  # fmt: skip
+            elif existing and (found := await self._labelled(run, child, existing, body)):
+                objects.children.append(found)
+
+    async def _labelled(self, run: Run, child: Child, existing: Object, body: Object) -> Object | None:
+        """The run's child with the labels by which alone it is found, of which somebody may have removed some; None if
+        it has gone meanwhile."""
+        wanted, there = body["metadata"]["labels"], existing["metadata"].get("labels", {})
+        lost = {name: value for name, value in wanted.items() if name not in there}
+        if not lost:
+            return existing
+        log.warning("%s/%s: %s has its labels again: %s", run.namespace, run.name, child.name, sorted(lost))
+        change = {"metadata": {"labels": lost}}
+        return await self.cluster.patch(manifests.KINDS[child.kind], child.name, run.namespace, change)
 
     async def _suspend(self, run: Run, facts: ChildFacts, suspend: bool, objects: RunObjects) -> None:
         """Suspend or resume a child: by its Workload if Kueue manages it, else by its own field."""
